@@ -1,0 +1,262 @@
+//! The handover's own records: what lies in the `holdover` blob of the KHO container.
+//!
+//! A blob is one [`Header`] and then records, each opening with a [`RecordHeader`] that carries its kind, its version and
+//! its length. A reader skips kinds that it does not know, and bytes behind the fields that it knows: a newer release
+//! appends. What an older reader must not skip raises `oldest_reader`. Everything is little-endian, 8-byte aligned;
+//! reserved bytes are zero. Records refer to one another by ordinal: the n-th record of that kind, from 0.
+//!
+//! `digest` is XXH64 (seed 0) over the whole blob with the digest field itself zero. Table digests cover the frames that
+//! the record lists, whole, in the order listed; those of a unit describe the tables as they are *after* the cut-off.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Name of our subnode in the KHO tree.
+pub const SUBNODE: &str = "holdover";
+/// First eight bytes of a blob.
+pub const MAGIC: [u8; 8] = *b"HOLDOVER";
+/// The version that this release writes.
+pub const VERSION: u32 = 1;
+/// The oldest version that this release reads.
+pub const OLDEST_READABLE: u32 = 1;
+/// Largest blob a reader accepts, in bytes.
+pub const MAX_BYTES: u64 = 64 << 20;
+
+/// Record kinds. Values are never reused.
+pub mod kind {
+    /// [`super::Release`]; exactly one.
+    pub const RELEASE: u16 = 1;
+    /// [`super::Scratch`].
+    pub const SCRATCH: u16 = 2;
+    /// [`super::Unit`].
+    pub const UNIT: u16 = 3;
+    /// [`super::ContextTable`].
+    pub const CONTEXT_TABLE: u16 = 4;
+    /// [`super::Region`].
+    pub const REGION: u16 = 5;
+    /// [`super::Domain`].
+    pub const DOMAIN: u16 = 6;
+    /// [`super::DomainTables`].
+    pub const DOMAIN_TABLES: u16 = 7;
+    /// [`super::DomainIdUse`].
+    pub const DOMAIN_ID: u16 = 8;
+    /// [`super::RequesterRecord`].
+    pub const REQUESTER: u16 = 9;
+    /// [`super::Alias`].
+    pub const ALIAS: u16 = 10;
+}
+
+macro_rules! wire {
+    ($(#[$meta:meta])* pub struct $name:ident ($bytes:literal) { $($(#[$fm:meta])* $field:ident : $ty:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C)]
+        pub struct $name { $($(#[$fm])* pub $field: $ty,)* }
+        const _: () = assert!(size_of::<$name>() == $bytes && align_of::<$name>() <= 8);
+    };
+}
+
+wire! {
+    /// What a blob opens with.
+    pub struct Header (64) {
+        /// [`MAGIC`].
+        magic: [u8; 8],
+        /// Version of the writer's format.
+        version: u32,
+        /// A reader older than this must refuse.
+        oldest_reader: u32,
+        /// Length of the blob in bytes, header included, a multiple of 8.
+        bytes: u64,
+        /// Number of records.
+        records: u32,
+        /// Reserved.
+        reserved0: u32,
+        /// XXH64 of the blob with this field zero.
+        digest: u64,
+        /// Reserved.
+        reserved1: [u64; 3],
+    }
+}
+
+wire! {
+    /// What a record opens with.
+    pub struct RecordHeader (8) {
+        /// See [`kind`].
+        kind: u16,
+        /// Version of this kind of record: grows when fields are appended.
+        version: u16,
+        /// Length in bytes, this header included, a multiple of 8.
+        bytes: u32,
+    }
+}
+
+wire! {
+    /// Who hands over.
+    pub struct Release (80) {
+        /// Ordinal of this update on the machine, from 1.
+        update: u64,
+        /// Release string of the outgoing kernel, padded with NUL.
+        release: [u8; 64],
+        /// Monotonic time of the seal in nanoseconds, on a clock that both kernels read; 0 when there is none.
+        sealed_at: u64,
+    }
+}
+
+wire! {
+    /// Memory that the incoming kernel boots in and may overwrite: nothing preserved lies there (I9).
+    pub struct Scratch (16) {
+        /// Physical address, a multiple of 4096.
+        start: u64,
+        /// Length in bytes, a multiple of 4096.
+        bytes: u64,
+    }
+}
+
+wire! {
+    /// A unit that stays on.
+    pub struct Unit (64) {
+        /// Physical address of the register set.
+        register_base: u64,
+        /// CAP at the seal.
+        cap: u64,
+        /// ECAP at the seal.
+        ecap: u64,
+        /// RTADDR at the seal: root table and mode.
+        root: u64,
+        /// XXH64 of the root table and then of the listed context tables, as they are after the cut-off.
+        digest: u64,
+        /// Segment.
+        segment: u16,
+        /// Reserved.
+        reserved0: [u16; 3],
+        /// Reserved.
+        reserved1: [u64; 2],
+    }
+}
+
+wire! {
+    /// A context table that stays: the one of a bus on which a preserved requester lives.
+    pub struct ContextTable (16) {
+        /// Physical address.
+        table: u64,
+        /// Ordinal of the unit.
+        unit: u32,
+        /// Bus.
+        bus: u8,
+        /// 0 in legacy mode; in scalable mode 0 for the lower half and 1 for the upper.
+        half: u8,
+        /// Reserved.
+        reserved: u16,
+    }
+}
+
+/// What a region is made of.
+pub mod region_kind {
+    /// Memory: its frames are in the preserved set.
+    pub const MEMORY: u32 = 0;
+    /// A device's BAR: a legal target of DMA, never in the preserved set.
+    pub const DEVICE: u32 = 1;
+}
+
+wire! {
+    /// Memory whose content is kept, or a device range that may be a target.
+    pub struct Region (32) {
+        /// The name under which the next kernel finds it.
+        token: u64,
+        /// Physical address, a multiple of 4096.
+        start: u64,
+        /// Length in bytes, a multiple of 4096.
+        bytes: u64,
+        /// See [`region_kind`].
+        kind: u32,
+        /// Reserved.
+        reserved: u32,
+    }
+}
+
+/// Formats of a domain's tables.
+pub mod domain_format {
+    /// Second-stage tables (VT-d 9.10).
+    pub const SECOND_STAGE: u8 = 0;
+    /// First-stage tables (VT-d 9.9).
+    pub const FIRST_STAGE: u8 = 1;
+}
+
+wire! {
+    /// A domain whose tables stay.
+    pub struct Domain (40) {
+        /// The name under which the next kernel retrieves it.
+        token: u64,
+        /// Physical address of the top table.
+        top_table: u64,
+        /// XXH64 of the table frames, in the order of its [`DomainTables`] records.
+        digest: u64,
+        /// Number of table frames.
+        table_frames: u64,
+        /// Levels: 3, 4 or 5.
+        levels: u8,
+        /// See [`domain_format`].
+        format: u8,
+        /// Reserved.
+        reserved: [u8; 6],
+    }
+}
+
+wire! {
+    /// A run of frames that hold a domain's tables.
+    pub struct DomainTables (24) {
+        /// Physical address, a multiple of 4096.
+        start: u64,
+        /// Length in bytes, a multiple of 4096.
+        bytes: u64,
+        /// Ordinal of the domain.
+        domain: u32,
+        /// Reserved.
+        reserved: u32,
+    }
+}
+
+wire! {
+    /// The id of a domain on one unit (I5).
+    pub struct DomainIdUse (16) {
+        /// Ordinal of the domain.
+        domain: u32,
+        /// Ordinal of the unit.
+        unit: u32,
+        /// The domain id.
+        id: u16,
+        /// Reserved.
+        reserved: [u16; 3],
+    }
+}
+
+wire! {
+    /// A requester that goes on.
+    pub struct RequesterRecord (40) {
+        /// The name under which the next kernel retrieves it.
+        token: u64,
+        /// Its context entry as it must be found.
+        context: [u64; 2],
+        /// Ordinal of the unit.
+        unit: u32,
+        /// Ordinal of the domain.
+        domain: u32,
+        /// Segment.
+        segment: u16,
+        /// Source id.
+        source: u16,
+        /// Reserved.
+        reserved: u32,
+    }
+}
+
+wire! {
+    /// Another source-id under which a requester's DMA arrives. Its context entry equals the requester's.
+    pub struct Alias (8) {
+        /// Ordinal of the requester.
+        requester: u32,
+        /// The source id, on the requester's segment.
+        source: u16,
+        /// Reserved.
+        reserved: u16,
+    }
+}
