@@ -25,5 +25,5 @@ pub mod root;
 pub mod second_stage;
 pub mod xxh64;
 
-pub use addr::{Extent, Frame, Iova, PhysAddr, PAGE_SIZE};
+pub use addr::{Extent, Frame, Iova, PAGE_SIZE, PhysAddr};
 pub use requester::{DomainId, Requester, Segment, SourceId, UnitId};
