@@ -1,0 +1,131 @@
+//! `cargo xtask test`: every test there is, and one line that sums them up.
+//!
+//! Three kinds of suites: the workspace (which includes the built-in machine), the kernel's own library on the
+//! host, and the tests on QEMU, once for each release. A suite's output is shown as it comes while its result
+//! lines are added up. A suite that cannot run, because QEMU could not be fetched for instance, is a failure;
+//! leaving it out is a decision that the user makes on the command line.
+
+use crate::process::{cargo_command, phase, root};
+use crate::qemu::Release;
+use crate::tally::Tally;
+use crate::{prefix, qemu};
+use anyhow::{Context, Result};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+/// Names the QEMU that the tests in `holdover/tests/qemu.rs` run.
+const QEMU_VARIABLE: &str = "HOLDOVER_QEMU";
+/// Names a directory with reference data (dumps of real tables, layouts) that some tests compare with.
+const SHARED_VARIABLE: &str = "HOLDOVER_SHARED";
+
+/// What to run.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The releases of QEMU to test on
+    #[arg(long, value_name = "VERSION", value_delimiter = ',', default_values_t = [Release::V10_0_2, Release::V7_2])]
+    qemu_versions: Vec<Release>,
+    /// Leave the tests on QEMU out
+    #[arg(long, conflicts_with = "qemu_versions")]
+    no_qemu: bool,
+}
+
+/// The command: fails when any test did.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let mut results = vec![
+        suite("workspace", cargo_command(&["test", "--workspace", "--no-fail-fast"])),
+        suite("kernel library", cargo_command(&["test", "--manifest-path", "kernel/Cargo.toml", "--lib"])),
+    ];
+    if !options.no_qemu {
+        results.extend(options.qemu_versions.iter().map(|&release| on_qemu(release)));
+    }
+
+    println!();
+    let mut sum = Tally::default();
+    for (name, tally) in &results {
+        println!("{name:<16} {tally}");
+        sum += *tally;
+    }
+    println!("{sum}");
+    Ok(if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The tests on one release of QEMU, which is fetched if need be.
+fn on_qemu(release: Release) -> (String, Tally) {
+    let name = format!("QEMU {release}");
+    let program =
+        match prefix::ensure(release).and_then(|program| qemu::version_of(&program).map(|_| program)) {
+            Ok(program) => program,
+            Err(error) => {
+                eprintln!("error: {error:#}\n(`cargo xtask test --no-qemu` leaves the tests on QEMU out)");
+                return (name, Tally::one_failure());
+            }
+        };
+    let args = ["test", "--package", "holdover", "--release", "--no-fail-fast", "--test", "qemu"];
+    let mut command = cargo_command(&args);
+    command.env(QEMU_VARIABLE, program);
+    suite(&name, command)
+}
+
+/// Runs one suite and judges it.
+fn suite(name: &str, mut command: Command) -> (String, Tally) {
+    if let Some(shared) = shared() {
+        command.env(SHARED_VARIABLE, shared);
+    }
+    let tally = phase(&format!("tests: {name}"), || run_and_count(&mut command, &mut std::io::stdout()));
+    let tally = tally.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        Tally::one_failure()
+    });
+    (name.to_owned(), tally)
+}
+
+/// Runs `cargo test`, passing its output on to `echo` and adding up its result lines.
+fn run_and_count(command: &mut Command, echo: &mut impl Write) -> Result<Tally> {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
+    let mut tally = Tally::default();
+    if let Some(stdout) = child.stdout.take() {
+        let mut lines = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line)? > 0 {
+            echo.write_all(&line)?;
+            if let Some(more) = Tally::of_line(&String::from_utf8_lossy(&line)) {
+                tally += more;
+            }
+            line.clear();
+        }
+    }
+    Ok(tally.judged(child.wait()?.success()))
+}
+
+/// Reference data beside the checkout, unless the environment already names some.
+fn shared() -> Option<PathBuf> {
+    if std::env::var_os(SHARED_VARIABLE).is_some() {
+        return None;
+    }
+    let beside = root().parent()?.join("shared");
+    // Any directory may be called so; ours holds dumps.
+    beside.join("dumps").is_dir().then_some(beside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(script: &str) -> Tally {
+        run_and_count(Command::new("sh").args(["-c", script]), &mut Vec::new()).unwrap()
+    }
+
+    #[test]
+    fn result_lines_of_several_binaries_are_added_up_whatever_else_is_printed() {
+        let script = "printf 'running\\n\\377\\ntest result: ok. 2 passed; 0 failed\\n'; \
+                      printf 'test result: ok. 3 passed; 0 failed; 1 ignored'";
+        assert_eq!(count(script), Tally { passed: 5, failed: 0, ignored: 1 });
+    }
+
+    #[test]
+    fn a_suite_that_exits_with_an_error_fails_even_if_its_lines_are_good() {
+        assert_eq!(count("echo 'test result: ok. 2 passed; 0 failed'; exit 101").failed, 1);
+    }
+}
