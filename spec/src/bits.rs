@@ -194,6 +194,7 @@ pub const fn unclaimed<const N: usize>(fields: &[Field]) -> [u64; N] {
 }
 
 #[cfg(test)]
+#[allow(unreachable_pub)]
 mod tests {
     bitfields! {
         /// A layout with every kind of field.
