@@ -19,7 +19,7 @@ const SKIPPED_FILE: &str = "Cargo.lock";
 /// together from halves so that this file may be read too.
 const FORBIDDEN: [&str; 8] = [
     concat!("/wo", "rk/"),
-    concat!("/ro", "ot/"),
+    concat!("/ro", "ot/."),
     concat!("/ho", "me/"),
     concat!("deb.deb", "ian.org"),
     concat!("static.crates", ".io"),
