@@ -4,5 +4,9 @@
 
 extern crate alloc;
 
+pub mod acpi;
+pub mod edu;
 pub mod event;
+pub mod pci;
 pub mod platform;
+mod poll;
