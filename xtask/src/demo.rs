@@ -35,7 +35,9 @@ pub(crate) fn run(user: &[String]) -> Result<ExitCode> {
             eprintln!("    wrote {}", file.display());
         }
     }
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    // Ended by a signal, it has no code.
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 /// What the update runs on.

@@ -9,7 +9,7 @@ use crate::process::{cargo_command, phase, root};
 use crate::qemu::Release;
 use crate::tally::Tally;
 use crate::{prefix, qemu};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -72,11 +72,16 @@ fn suite(name: &str, mut command: Command) -> (String, Tally) {
     if let Some(shared) = shared() {
         command.env(SHARED_VARIABLE, shared);
     }
-    let tally = phase(&format!("tests: {name}"), || run_and_count(&mut command, &mut std::io::stdout()));
-    let tally = tally.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        Tally::one_failure()
+    let mut tally = Tally::default();
+    let outcome = phase(&format!("tests: {name}"), || {
+        tally = run_and_count(&mut command, &mut std::io::stdout())?;
+        ensure!(tally.failed == 0, "{name}: {tally}");
+        Ok(())
     });
+    if let Err(error) = outcome {
+        eprintln!("error: {error:#}");
+        tally = tally.judged(false);
+    }
     (name.to_owned(), tally)
 }
 
