@@ -1,2 +1,66 @@
-//! placeholder
+//! A VT-d driver for hosts that have none: units, domains, requesters, page tables, invalidation, faults.
+//!
+//! From the hardware upwards: [`registers`] is the typed window on a unit's registers with the one bounded wait;
+//! [`queue`] and [`command`] make hardware forget, by the invalidation queue or by registers; [`unit`] brings a unit up or
+//! takes a running one over, and writes its root and context tables; [`faults`] reads what it recorded. Beside that,
+//! [`table`] holds one walker over page-table formats, [`arena`] the frames that tables are made of, [`domain`] an address
+//! space. [`driver`] puts all units, domains and requesters of a machine together.
+//!
+//! The driver reaches the machine through [`Hal`] alone, and implements the host traits of `liveupdate`.
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+#[cfg(test)]
+extern crate std;
+
+pub mod arena;
+pub mod command;
+pub mod domain;
+pub mod driver;
+pub mod error;
+pub mod faults;
+pub mod queue;
+pub mod registers;
+pub mod scope;
+pub mod table;
+pub mod unit;
+
+#[cfg(test)]
+mod fake;
+
+pub use domain::DomainHandle;
+pub use driver::Iommu;
+pub use error::{AttachError, DomainError, MapError, UnitError};
+pub use faults::{Fault, FaultSummary};
+pub use scope::{Topology, UnitDescription};
+pub use table::format::Access;
+pub use unit::{Config, Origin, VtdUnit};
+
+use liveupdate::host::{MaySleep, TableMemory};
+use spec::{Extent, PhysAddr};
+
+/// What the driver needs from a host.
+///
+/// Implementers owe: register accesses happen in program order, each as one access of the width named, ordered after all
+/// stores to memory before it ([`TableMemory::write`]) and before all loads after it.
+pub trait Hal: TableMemory {
+    /// A unit register, 32 bits wide.
+    fn read32(&self, at: PhysAddr) -> u32;
+    /// A unit register, 64 bits wide.
+    fn read64(&self, at: PhysAddr) -> u64;
+    /// Writes a unit register, 32 bits wide.
+    fn write32(&self, at: PhysAddr, value: u32);
+    /// Writes a unit register, 64 bits wide.
+    fn write64(&self, at: PhysAddr, value: u64);
+    /// Monotonic time in nanoseconds.
+    fn now(&self) -> u64;
+    /// Lets a little time pass in a polling loop.
+    fn relax(&self);
+    /// `count` adjacent zeroed frames for tables and queues, at a multiple of `align` frames (a power of two). They may
+    /// be preserved across an update: outside scratch memory.
+    fn allocate(&self, ctx: &mut MaySleep, count: u64, align: u64) -> Option<Extent>;
+    /// Gives frames of [`Self::allocate`] back, or frames that came with an adopted domain.
+    fn free(&self, ctx: &mut MaySleep, run: Extent);
+}

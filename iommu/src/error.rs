@@ -1,0 +1,289 @@
+//! What can go wrong, with the facts that someone needs who has to mend it.
+
+use core::fmt;
+use liveupdate::host::{NoMemory, TimedOut};
+use spec::{DomainId, Iova, PhysAddr, Requester, SourceId, UnitId};
+
+/// A unit cannot be brought up or taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnitError {
+    /// No unit answers at the register base: version or capabilities read as all ones or as nothing.
+    NotThere(UnitId),
+    /// The unit is of a major version that this driver does not know.
+    Version {
+        /// The unit.
+        unit: UnitId,
+        /// Its version register.
+        version: u32,
+    },
+    /// Take-over of a unit that does not translate, or whose root table was never set.
+    NotRunning {
+        /// The unit.
+        unit: UnitId,
+        /// Its status register.
+        status: u32,
+    },
+    /// The unit runs in another translation mode than this driver serves (I10).
+    Mode {
+        /// The unit.
+        unit: UnitId,
+        /// Its root table address register.
+        root: u64,
+    },
+    /// No frames for the root table or the queue.
+    OutOfMemory {
+        /// The unit.
+        unit: UnitId,
+        /// Frames asked for.
+        frames: u64,
+    },
+    /// A table or queue lies where there is no memory.
+    NoMemory(NoMemory),
+    /// Hardware did not do a step in time.
+    TimedOut(TimedOut),
+}
+
+impl fmt::Display for UnitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotThere(unit) => write!(f, "unit {unit}: nothing answers there; check the DMAR table"),
+            Self::Version { unit, version } => write!(f, "unit {unit}: version register {version:#x} is not known"),
+            Self::NotRunning { unit, status } => {
+                write!(f, "unit {unit}: not translating (status {status:#x}), nothing to take over; set it up instead")
+            }
+            Self::Mode { unit, root } => {
+                write!(f, "unit {unit}: root table register {root:#x} is not in legacy mode, which is all this driver serves")
+            }
+            Self::OutOfMemory { unit, frames } => write!(f, "unit {unit}: out of memory for {frames} frames"),
+            Self::NoMemory(e) => e.fmt(f),
+            Self::TimedOut(e) => e.fmt(f),
+        }
+    }
+}
+impl core::error::Error for UnitError {}
+
+impl From<TimedOut> for UnitError {
+    fn from(e: TimedOut) -> Self {
+        Self::TimedOut(e)
+    }
+}
+impl From<NoMemory> for UnitError {
+    fn from(e: NoMemory) -> Self {
+        Self::NoMemory(e)
+    }
+}
+
+/// A mapping cannot be made or removed. Unless it says otherwise, nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapError {
+    /// There is no such domain.
+    NoDomain,
+    /// The domain is preserved or adopted: its mappings are held until it is released.
+    Frozen,
+    /// Address or length is no multiple of 4096, or the length is zero.
+    Misaligned {
+        /// I/O virtual address asked for.
+        iova: Iova,
+        /// Length in bytes.
+        bytes: u64,
+    },
+    /// The range leaves what the domain's tables and units can address.
+    OutOfRange {
+        /// Width in bits that was exceeded.
+        bits: u32,
+        /// The last byte asked for.
+        last: u64,
+    },
+    /// The range touches 0xfee00000..0xfef00000, where writes are interrupts and are never translated.
+    InterruptRange,
+    /// Neither read nor write was asked for.
+    NoAccess,
+    /// Something is mapped there already.
+    AlreadyMapped {
+        /// First address that is.
+        iova: Iova,
+    },
+    /// No frames for tables.
+    OutOfMemory {
+        /// Frames needed.
+        frames: u64,
+    },
+    /// A table of the domain points where there is no memory.
+    NoMemory(NoMemory),
+    /// Hardware did not confirm the invalidation. The mapping is not there (map) or is gone (unmap), but hardware may go
+    /// on using it: neither the target memory nor the table frames may be used again.
+    TimedOut(TimedOut),
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDomain => write!(f, "no such domain"),
+            Self::Frozen => write!(f, "the domain is preserved or adopted: its mappings are held; release it first"),
+            Self::Misaligned { iova, bytes } => {
+                write!(f, "{bytes:#x} bytes at {iova}: address and length must be multiples of 4096, the length not zero")
+            }
+            Self::OutOfRange { bits, last } => write!(f, "{last:#x} lies beyond {bits} bits"),
+            Self::InterruptRange => write!(f, "the range touches 0xfee00000..0xfef00000, which is never translated"),
+            Self::NoAccess => write!(f, "a mapping needs read or write"),
+            Self::AlreadyMapped { iova } => write!(f, "{iova} is mapped already; unmap it first"),
+            Self::OutOfMemory { frames } => write!(f, "out of memory for {frames} table frames"),
+            Self::NoMemory(e) => write!(f, "page table: {e}"),
+            Self::TimedOut(e) => write!(f, "{e}; the memory must not be used again"),
+        }
+    }
+}
+impl core::error::Error for MapError {}
+
+impl From<NoMemory> for MapError {
+    fn from(e: NoMemory) -> Self {
+        Self::NoMemory(e)
+    }
+}
+impl From<TimedOut> for MapError {
+    fn from(e: TimedOut) -> Self {
+        Self::TimedOut(e)
+    }
+}
+
+/// A domain cannot be made, imported or destroyed. Nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DomainError {
+    /// There is no such domain.
+    NoDomain,
+    /// There is no such unit.
+    NoUnit(UnitId),
+    /// A unit cannot walk tables of that many levels.
+    Levels {
+        /// The unit.
+        unit: UnitId,
+        /// Levels asked for.
+        levels: u8,
+    },
+    /// The units have no table width in common.
+    NoCommonLevels,
+    /// No frames for tables.
+    OutOfMemory {
+        /// Frames asked for.
+        frames: u64,
+    },
+    /// The id is zero, beyond what the unit tells apart, or has an owner on this unit (I5).
+    DomainIdTaken {
+        /// The unit.
+        unit: UnitId,
+        /// The id.
+        id: DomainId,
+    },
+    /// All ids of the unit have owners.
+    NoDomainId(UnitId),
+    /// The top table is not among the table frames that came with it, or belongs to a domain already.
+    TopTable(PhysAddr),
+    /// A requester is attached still.
+    InUse(Requester),
+    /// The domain is preserved or adopted: release it first.
+    Frozen,
+    /// A table of the domain lies where there is no memory.
+    NoMemory(NoMemory),
+}
+
+impl fmt::Display for DomainError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDomain => write!(f, "no such domain"),
+            Self::NoUnit(unit) => write!(f, "no unit {unit}"),
+            Self::Levels { unit, levels } => write!(f, "unit {unit} cannot walk tables of {levels} levels"),
+            Self::NoCommonLevels => write!(f, "the units have no table width in common; make a domain for each"),
+            Self::OutOfMemory { frames } => write!(f, "out of memory for {frames} table frames"),
+            Self::DomainIdTaken { unit, id } => write!(f, "unit {unit}: domain id {id} cannot be taken"),
+            Self::NoDomainId(unit) => write!(f, "unit {unit}: no domain id left; destroy a domain first"),
+            Self::TopTable(at) => write!(f, "top table {at} is not among the domain's table frames, or has a domain already"),
+            Self::InUse(requester) => write!(f, "{requester} is attached still; detach it first"),
+            Self::Frozen => write!(f, "the domain is preserved or adopted; release it first"),
+            Self::NoMemory(e) => write!(f, "page table: {e}"),
+        }
+    }
+}
+impl core::error::Error for DomainError {}
+
+impl From<NoMemory> for DomainError {
+    fn from(e: NoMemory) -> Self {
+        Self::NoMemory(e)
+    }
+}
+
+/// A requester cannot be attached, imported or detached. Unless it says otherwise, nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachError {
+    /// No unit watches the requester.
+    NoUnit(Requester),
+    /// There is no such domain.
+    NoDomain(Requester),
+    /// The requester is attached to a domain already.
+    Attached(Requester),
+    /// The requester is attached to no domain.
+    NotAttached(Requester),
+    /// The entry of a source-id is in use for something else: another domain, or nothing that this driver knows.
+    Occupied {
+        /// The requester that was to be attached.
+        requester: Requester,
+        /// The source-id (its own or an alias) whose entry is in use.
+        source: SourceId,
+    },
+    /// Import of a requester whose entry in hardware's tables does not name the domain.
+    Mismatch {
+        /// The requester.
+        requester: Requester,
+        /// The source-id whose entry differs.
+        source: SourceId,
+    },
+    /// The unit cannot walk the domain's tables, or has no domain id for it.
+    Domain(DomainError),
+    /// No frames for a context table.
+    OutOfMemory {
+        /// Frames asked for.
+        frames: u64,
+    },
+    /// A root or context table lies where there is no memory.
+    NoMemory(NoMemory),
+    /// Hardware did not confirm. Attach: the entries are cleared again; detach: the entries are cleared. Hardware may go
+    /// on using what it cached.
+    TimedOut(TimedOut),
+}
+
+impl fmt::Display for AttachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoUnit(r) => write!(f, "{r}: no unit watches it; check the DMAR scopes"),
+            Self::NoDomain(r) => write!(f, "{r}: no such domain"),
+            Self::Attached(r) => write!(f, "{r} is attached already; detach it first"),
+            Self::NotAttached(r) => write!(f, "{r} is not attached"),
+            Self::Occupied { requester, source } => {
+                write!(f, "{requester}: the entry of {source} is in use for something else")
+            }
+            Self::Mismatch { requester, source } => {
+                write!(f, "{requester}: the entry of {source} does not name this domain")
+            }
+            Self::Domain(e) => e.fmt(f),
+            Self::OutOfMemory { frames } => write!(f, "out of memory for {frames} context table frames"),
+            Self::NoMemory(e) => write!(f, "root or context table: {e}"),
+            Self::TimedOut(e) => e.fmt(f),
+        }
+    }
+}
+impl core::error::Error for AttachError {}
+
+impl From<DomainError> for AttachError {
+    fn from(e: DomainError) -> Self {
+        Self::Domain(e)
+    }
+}
+impl From<NoMemory> for AttachError {
+    fn from(e: NoMemory) -> Self {
+        Self::NoMemory(e)
+    }
+}
+impl From<TimedOut> for AttachError {
+    fn from(e: TimedOut) -> Self {
+        Self::TimedOut(e)
+    }
+}

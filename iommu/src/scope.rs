@@ -1,0 +1,81 @@
+//! Which unit watches a requester: device scopes of the DMAR table, followed through bridges (VT-d 8.3, 8.3.1).
+
+use alloc::vec::Vec;
+use spec::{Requester, Segment, SourceId, UnitId};
+
+/// What the driver must know of the machine's buses, as they are numbered now.
+pub trait Topology {
+    /// If `function` is a PCI-PCI bridge: its secondary and subordinate bus numbers.
+    fn bridge(&self, function: Requester) -> Option<(u8, u8)>;
+}
+
+/// One DRHD in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitDescription {
+    /// The unit.
+    pub id: UnitId,
+    /// INCLUDE_PCI_ALL: watches everything on its segment that no other unit names.
+    pub catch_all: bool,
+    /// What it watches by name.
+    pub scopes: Vec<Scope>,
+}
+
+/// What kind of thing a scope names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScopeKind {
+    /// One function.
+    Endpoint,
+    /// A bridge and everything behind it.
+    Bridge,
+    /// IOAPIC, HPET or a device named by ANDD: the path gives its source-id as it stands.
+    SourceId,
+}
+
+/// One device scope: a path of device and function numbers from a start bus on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    /// What it names.
+    pub kind: ScopeKind,
+    /// Bus that the path starts on.
+    pub start_bus: u8,
+    /// Device and function of each step; every step but the last is a bridge.
+    pub path: Vec<(u8, u8)>,
+}
+
+impl Scope {
+    /// The function that the path leads to, with bridges as they are numbered now.
+    fn target(&self, segment: Segment, topology: &dyn Topology) -> Option<SourceId> {
+        let (last, bridges) = self.path.split_last()?;
+        let mut bus = self.start_bus;
+        for &(device, function) in bridges {
+            let (secondary, _) = topology.bridge(Requester::new(segment, SourceId::new(bus, device, function)))?;
+            bus = secondary;
+        }
+        Some(SourceId::new(bus, last.0, last.1))
+    }
+
+    /// Whether the scope names `source`.
+    fn names(&self, segment: Segment, source: SourceId, topology: &dyn Topology) -> bool {
+        let Some(target) = self.target(segment, topology) else { return false };
+        if target == source {
+            return true;
+        }
+        self.kind == ScopeKind::Bridge
+            && topology
+                .bridge(Requester::new(segment, target))
+                .is_some_and(|(secondary, subordinate)| (secondary..=subordinate).contains(&source.bus()))
+    }
+}
+
+/// Index in `units` of the one that watches `requester`: the one that names it, else the segment's catch-all.
+#[must_use]
+pub fn unit_of(units: &[UnitDescription], requester: Requester, topology: &dyn Topology) -> Option<usize> {
+    let on_segment = |unit: &UnitDescription| unit.id.segment == requester.segment;
+    let names = |unit: &UnitDescription| {
+        unit.scopes.iter().any(|scope| scope.names(requester.segment, requester.source, topology))
+    };
+    units
+        .iter()
+        .position(|unit| on_segment(unit) && names(unit))
+        .or_else(|| units.iter().position(|unit| on_segment(unit) && unit.catch_all))
+}
