@@ -7,6 +7,7 @@ extern crate alloc;
 pub mod acpi;
 pub mod edu;
 pub mod event;
+pub mod hda;
 pub mod pci;
 pub mod platform;
 mod poll;
