@@ -194,7 +194,7 @@ pub const fn unclaimed<const N: usize>(fields: &[Field]) -> [u64; N] {
 }
 
 #[cfg(test)]
-#[allow(unreachable_pub)]
+#[allow(unreachable_pub, dead_code)]
 mod tests {
     bitfields! {
         /// A layout with every kind of field.

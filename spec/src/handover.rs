@@ -8,8 +8,6 @@
 //! `digest` is XXH64 (seed 0) over the whole blob with the digest field itself zero. Table digests cover the frames that
 //! the record lists, whole, in the order listed; those of a unit describe the tables as they are *after* the cut-off.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
 /// Name of our subnode in the KHO tree.
 pub const SUBNODE: &str = "holdover";
 /// First eight bytes of a blob.
@@ -43,16 +41,6 @@ pub mod kind {
     pub const REQUESTER: u16 = 9;
     /// [`super::Alias`].
     pub const ALIAS: u16 = 10;
-}
-
-macro_rules! wire {
-    ($(#[$meta:meta])* pub struct $name:ident ($bytes:literal) { $($(#[$fm:meta])* $field:ident : $ty:ty,)* }) => {
-        $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-        #[repr(C)]
-        pub struct $name { $($(#[$fm])* pub $field: $ty,)* }
-        const _: () = assert!(size_of::<$name>() == $bytes && align_of::<$name>() <= 8);
-    };
 }
 
 wire! {

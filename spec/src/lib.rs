@@ -11,6 +11,8 @@
 
 #[macro_use]
 pub mod bits;
+#[macro_use]
+pub mod wire;
 pub mod addr;
 pub mod context;
 pub mod dmar;
