@@ -1,0 +1,13 @@
+//! Release a: the first kernel of a chain of updates, at home in scratch area S0.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+#[path = "../runtime.rs"]
+mod runtime;
+
+/// Release string.
+const RELEASE: &str = concat!(env!("CARGO_PKG_VERSION"), "-a");
+/// The scratch area that this release is linked for.
+const HOME: holdover_kernel::layout::Area = holdover_kernel::layout::S0;

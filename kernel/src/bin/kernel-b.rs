@@ -1,0 +1,13 @@
+//! Release b: the second kernel of a chain of updates, at home in scratch area S1.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+#[path = "../runtime.rs"]
+mod runtime;
+
+/// Release string.
+const RELEASE: &str = concat!(env!("CARGO_PKG_VERSION"), "-b");
+/// The scratch area that this release is linked for.
+const HOME: holdover_kernel::layout::Area = holdover_kernel::layout::S1;
