@@ -30,6 +30,14 @@ pub mod offset {
     pub const FEUADDR: u64 = 0x44;
     /// Protected memory enable (11.4.8), 32 bits.
     pub const PMEN: u64 = 0x64;
+    /// Protected low memory base (11.4.8), 32 bits.
+    pub const PLMBASE: u64 = 0x68;
+    /// Protected low memory limit (11.4.8), 32 bits.
+    pub const PLMLIMIT: u64 = 0x6c;
+    /// Protected high memory base (11.4.8), 64 bits.
+    pub const PHMBASE: u64 = 0x70;
+    /// Protected high memory limit (11.4.8), 64 bits.
+    pub const PHMLIMIT: u64 = 0x78;
     /// Invalidation queue head (11.4.9), 64 bits.
     pub const IQH: u64 = 0x80;
     /// Invalidation queue tail (11.4.9), 64 bits.
