@@ -11,3 +11,5 @@ pub mod hda;
 pub mod pci;
 pub mod platform;
 mod poll;
+pub mod text;
+pub mod tune;

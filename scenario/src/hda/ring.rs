@@ -10,7 +10,7 @@ pub const RATE: u64 = 48_000;
 pub const FRAME_BYTES: u32 = 4;
 /// Bytes in one entry of the list of buffer descriptors (HDA 3.6.3).
 pub const DESCRIPTOR_BYTES: u64 = 16;
-/// Fewest and most entries of the list (HDA 3.3.38: the last valid index is at least 1).
+/// Fewest and most entries of the list (HDA 3.3.39: the last valid index is at least 1).
 pub const ENTRIES: core::ops::RangeInclusive<u16> = 2..=256;
 /// Alignment of list, buffers and position buffer (HDA 3.6.3).
 pub const ALIGNMENT: u64 = 128;
