@@ -72,7 +72,12 @@ impl<'h, H: Hal> Iommu<'h, H> {
     ///
     /// # Errors
     /// [`DomainError`].
-    pub fn create_domain(&self, _ctx: &mut MaySleep, _units: &[UnitId], _levels: Option<u8>) -> Result<DomainHandle, DomainError> {
+    pub fn create_domain(
+        &self,
+        _ctx: &mut MaySleep,
+        _units: &[UnitId],
+        _levels: Option<u8>,
+    ) -> Result<DomainHandle, DomainError> {
         todo!()
     }
     /// Frees a domain that no requester is attached to.
@@ -86,7 +91,15 @@ impl<'h, H: Hal> Iommu<'h, H> {
     ///
     /// # Errors
     /// [`MapError`]; nothing has changed (I7).
-    pub fn map(&self, _ctx: &mut MaySleep, _domain: DomainHandle, _iova: Iova, _phys: PhysAddr, _bytes: u64, _access: Access) -> Result<(), MapError> {
+    pub fn map(
+        &self,
+        _ctx: &mut MaySleep,
+        _domain: DomainHandle,
+        _iova: Iova,
+        _phys: PhysAddr,
+        _bytes: u64,
+        _access: Access,
+    ) -> Result<(), MapError> {
         todo!()
     }
     /// Unmaps whatever is mapped in the range; says how many bytes were. Large leaves that reach out of the range are
@@ -94,7 +107,13 @@ impl<'h, H: Hal> Iommu<'h, H> {
     ///
     /// # Errors
     /// [`MapError`].
-    pub fn unmap(&self, _ctx: &mut MaySleep, _domain: DomainHandle, _iova: Iova, _bytes: u64) -> Result<u64, MapError> {
+    pub fn unmap(
+        &self,
+        _ctx: &mut MaySleep,
+        _domain: DomainHandle,
+        _iova: Iova,
+        _bytes: u64,
+    ) -> Result<u64, MapError> {
         todo!()
     }
     /// Where `iova` leads in a domain.
@@ -106,7 +125,13 @@ impl<'h, H: Hal> Iommu<'h, H> {
     ///
     /// # Errors
     /// [`AttachError`]; nothing has changed (I7).
-    pub fn attach(&self, _ctx: &mut MaySleep, _requester: Requester, _aliases: &[SourceId], _domain: DomainHandle) -> Result<(), AttachError> {
+    pub fn attach(
+        &self,
+        _ctx: &mut MaySleep,
+        _requester: Requester,
+        _aliases: &[SourceId],
+        _domain: DomainHandle,
+    ) -> Result<(), AttachError> {
         todo!()
     }
     /// Detaches a requester and those of its aliases that no other requester uses.
@@ -125,7 +150,11 @@ impl<'h, H: Hal> Iommu<'h, H> {
     ///
     /// # Errors
     /// [`DomainError::NoDomain`].
-    pub fn domain_tables(&self, _domain: DomainHandle, _f: &mut dyn FnMut(Extent)) -> Result<(), DomainError> {
+    pub fn domain_tables(
+        &self,
+        _domain: DomainHandle,
+        _f: &mut dyn FnMut(Extent),
+    ) -> Result<(), DomainError> {
         todo!()
     }
     /// The domain's top table.
@@ -172,14 +201,27 @@ impl<'h, H: Hal> Iommu<'h, H> {
     ///
     /// # Errors
     /// [`DomainError`].
-    pub fn import_domain(&self, _ctx: &mut MaySleep, _top_table: PhysAddr, _levels: u8, _ids: &[(UnitId, DomainId)], _tables: &[Extent]) -> Result<DomainHandle, DomainError> {
+    pub fn import_domain(
+        &self,
+        _ctx: &mut MaySleep,
+        _top_table: PhysAddr,
+        _levels: u8,
+        _ids: &[(UnitId, DomainId)],
+        _tables: &[Extent],
+    ) -> Result<DomainHandle, DomainError> {
         todo!()
     }
     /// Books a requester whose entries a predecessor wrote. They are compared, not written.
     ///
     /// # Errors
     /// [`AttachError`].
-    pub fn import_requester(&self, _ctx: &mut MaySleep, _requester: Requester, _aliases: &[SourceId], _domain: DomainHandle) -> Result<(), AttachError> {
+    pub fn import_requester(
+        &self,
+        _ctx: &mut MaySleep,
+        _requester: Requester,
+        _aliases: &[SourceId],
+        _domain: DomainHandle,
+    ) -> Result<(), AttachError> {
         todo!()
     }
 }

@@ -47,12 +47,20 @@ impl fmt::Display for UnitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotThere(unit) => write!(f, "unit {unit}: nothing answers there; check the DMAR table"),
-            Self::Version { unit, version } => write!(f, "unit {unit}: version register {version:#x} is not known"),
+            Self::Version { unit, version } => {
+                write!(f, "unit {unit}: version register {version:#x} is not known")
+            }
             Self::NotRunning { unit, status } => {
-                write!(f, "unit {unit}: not translating (status {status:#x}), nothing to take over; set it up instead")
+                write!(
+                    f,
+                    "unit {unit}: not translating (status {status:#x}), nothing to take over; set it up instead"
+                )
             }
             Self::Mode { unit, root } => {
-                write!(f, "unit {unit}: root table register {root:#x} is not in legacy mode, which is all this driver serves")
+                write!(
+                    f,
+                    "unit {unit}: root table register {root:#x} is not in legacy mode, which is all this driver serves"
+                )
             }
             Self::OutOfMemory { unit, frames } => write!(f, "unit {unit}: out of memory for {frames} frames"),
             Self::NoMemory(e) => e.fmt(f),
@@ -119,12 +127,19 @@ impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoDomain => write!(f, "no such domain"),
-            Self::Frozen => write!(f, "the domain is preserved or adopted: its mappings are held; release it first"),
+            Self::Frozen => {
+                write!(f, "the domain is preserved or adopted: its mappings are held; release it first")
+            }
             Self::Misaligned { iova, bytes } => {
-                write!(f, "{bytes:#x} bytes at {iova}: address and length must be multiples of 4096, the length not zero")
+                write!(
+                    f,
+                    "{bytes:#x} bytes at {iova}: address and length must be multiples of 4096, the length not zero"
+                )
             }
             Self::OutOfRange { bits, last } => write!(f, "{last:#x} lies beyond {bits} bits"),
-            Self::InterruptRange => write!(f, "the range touches 0xfee00000..0xfef00000, which is never translated"),
+            Self::InterruptRange => {
+                write!(f, "the range touches 0xfee00000..0xfef00000, which is never translated")
+            }
             Self::NoAccess => write!(f, "a mapping needs read or write"),
             Self::AlreadyMapped { iova } => write!(f, "{iova} is mapped already; unmap it first"),
             Self::OutOfMemory { frames } => write!(f, "out of memory for {frames} table frames"),
@@ -192,11 +207,15 @@ impl fmt::Display for DomainError {
             Self::NoDomain => write!(f, "no such domain"),
             Self::NoUnit(unit) => write!(f, "no unit {unit}"),
             Self::Levels { unit, levels } => write!(f, "unit {unit} cannot walk tables of {levels} levels"),
-            Self::NoCommonLevels => write!(f, "the units have no table width in common; make a domain for each"),
+            Self::NoCommonLevels => {
+                write!(f, "the units have no table width in common; make a domain for each")
+            }
             Self::OutOfMemory { frames } => write!(f, "out of memory for {frames} table frames"),
             Self::DomainIdTaken { unit, id } => write!(f, "unit {unit}: domain id {id} cannot be taken"),
             Self::NoDomainId(unit) => write!(f, "unit {unit}: no domain id left; destroy a domain first"),
-            Self::TopTable(at) => write!(f, "top table {at} is not among the domain's table frames, or has a domain already"),
+            Self::TopTable(at) => {
+                write!(f, "top table {at} is not among the domain's table frames, or has a domain already")
+            }
             Self::InUse(requester) => write!(f, "{requester} is attached still; detach it first"),
             Self::Frozen => write!(f, "the domain is preserved or adopted; release it first"),
             Self::NoMemory(e) => write!(f, "page table: {e}"),

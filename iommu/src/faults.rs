@@ -27,7 +27,11 @@ pub struct Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let access = if self.write { "write" } else { "read" };
-        write!(f, "unit {}: {access} of {:#x} by {} refused: {}", self.unit, self.address, self.requester, self.reason)
+        write!(
+            f,
+            "unit {}: {access} of {:#x} by {} refused: {}",
+            self.unit, self.address, self.requester, self.reason
+        )
     }
 }
 

@@ -48,7 +48,8 @@ impl Scope {
         let (last, bridges) = self.path.split_last()?;
         let mut bus = self.start_bus;
         for &(device, function) in bridges {
-            let (secondary, _) = topology.bridge(Requester::new(segment, SourceId::new(bus, device, function)))?;
+            let (secondary, _) =
+                topology.bridge(Requester::new(segment, SourceId::new(bus, device, function)))?;
             bus = secondary;
         }
         Some(SourceId::new(bus, last.0, last.1))

@@ -1,9 +1,9 @@
 //! One unit: brought up from reset or firmware's state, or taken over while it runs.
 
+use crate::Hal;
 use crate::error::{AttachError, UnitError};
 use crate::faults::{Fault, FaultSummary};
 use crate::registers::Patience;
-use crate::Hal;
 use liveupdate::host::{Atomic, Forget, Forgotten, MaySleep, NoMemory, TimedOut, Unit};
 use spec::context::ContextEntry;
 use spec::regs::{Cap, Ecap, Gsts, RootAddr};
@@ -48,7 +48,12 @@ impl<'h, H: Hal> VtdUnit<'h, H> {
     ///
     /// # Errors
     /// [`UnitError`]; the unit goes on translating.
-    pub fn take_over(_hal: &'h H, _ctx: &mut MaySleep, _id: UnitId, _config: Config) -> Result<Self, UnitError> {
+    pub fn take_over(
+        _hal: &'h H,
+        _ctx: &mut MaySleep,
+        _id: UnitId,
+        _config: Config,
+    ) -> Result<Self, UnitError> {
         todo!()
     }
     /// How the driver came by the unit.
@@ -78,7 +83,12 @@ impl<'h, H: Hal> VtdUnit<'h, H> {
     ///
     /// # Errors
     /// [`AttachError`].
-    pub fn attach_entries(&self, _ctx: &mut MaySleep, _sources: &[SourceId], _entry: ContextEntry) -> Result<(), AttachError> {
+    pub fn attach_entries(
+        &self,
+        _ctx: &mut MaySleep,
+        _sources: &[SourceId],
+        _entry: ContextEntry,
+    ) -> Result<(), AttachError> {
         todo!()
     }
     /// Clears the entries of `sources` and makes hardware forget them.
