@@ -238,6 +238,11 @@ pub trait Host: TableMemory + FrameKeeper {
     fn unit(&self, id: UnitId) -> Option<&Self::Unit>;
     /// Calls `f` with every unit of the machine.
     fn for_each_unit(&self, f: &mut dyn FnMut(&Self::Unit));
+    /// The unit that translates for `requester`, if there is one.
+    fn unit_for(&self, requester: Requester) -> Option<&Self::Unit>;
+    /// Incoming kernel, at finish: frames of the handover that nobody retrieved (or that held the handover itself) are
+    /// the host's to use as it likes.
+    fn give_back(&self, ctx: &mut MaySleep, run: Extent);
     /// Monotonic time in nanoseconds.
     fn now(&self) -> u64;
     /// A message for people.

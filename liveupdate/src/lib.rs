@@ -2,7 +2,69 @@
 //!
 //! The core works on the hardware's own tables through the host traits of [`host`]; it has no idea of any driver's
 //! structures, owns no global, never allocates, and keeps what it knows in storage that the host gives it.
+//!
+//! ```text
+//!   outgoing kernel                                        incoming kernel
+//!   Outgoing --preserve...--> Outgoing                     open --> Opened --check--> Checked --adopt--> Incoming
+//!            --freeze--> Sealed --cut_off--> CutOff ==jump==>                           retrieve..., finish
+//! ```
+//!
+//! Each arrow consumes what it starts from: there is no `cut_off` without a seal, no jump without a cut-off, no adoption
+//! of a handover that was not opened and checked. A failed `freeze` hands the [`Outgoing`] back.
+//!
+//! Without the feature `update` only [`host`] is left: a driver built so has nothing of the update in it, and a shutdown
+//! is a shutdown.
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod host;
+
+#[cfg(feature = "update")]
+mod update {
+    pub use crate::adopt::{
+        AdoptEvent, Checked, Incoming, RetrieveError, RetrievedDomain, RetrievedRequester,
+    };
+    pub use crate::book::{
+        AliasOf, ContextRun, Domain, Kept, KeptUnit, Region, RegionKind, Storage, TableRun, Token,
+    };
+    pub use crate::cutoff::CutOff;
+    pub use crate::error::{FreezeError, Full, PreserveError, UnpreserveError};
+    pub use crate::freeze::{Container, FreezeInput, MAX_UNITS, NotFrozen, Sealed};
+    pub use crate::open::{OpenError, Opened, Part, open};
+    pub use crate::outgoing::{DomainTablesOf, MAX_ALIASES, Outgoing, Totals};
+    pub use crate::prune::CutOffEvent;
+    pub use crate::radix::{MapError, for_each_preserved};
+}
+#[cfg(feature = "update")]
+pub use update::*;
+
+#[cfg(feature = "update")]
+mod adopt;
+#[cfg(feature = "update")]
+mod book;
+#[cfg(feature = "update")]
+mod cutoff;
+#[cfg(feature = "update")]
+mod error;
+#[cfg(feature = "update")]
+mod freeze;
+#[cfg(feature = "update")]
+mod guard;
+#[cfg(feature = "update")]
+mod open;
+#[cfg(feature = "update")]
+mod outgoing;
+#[cfg(feature = "update")]
+mod pool;
+#[cfg(feature = "update")]
+mod prune;
+#[cfg(feature = "update")]
+mod radix;
+#[cfg(feature = "update")]
+mod rate;
+#[cfg(feature = "update")]
+mod roots;
+#[cfg(feature = "update")]
+mod walk;
+#[cfg(feature = "update")]
+mod wire;

@@ -1,0 +1,275 @@
+//! What can go wrong before the point of no return, each with the facts that name it.
+
+use crate::book::Token;
+use crate::host::{KeepError, NoMemory};
+use core::fmt;
+use spec::{DomainId, Extent, Frame, Iova, PhysAddr, Requester, SourceId, UnitId};
+
+/// The storage that the host gave is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full {
+    /// Entries of which kind.
+    pub what: &'static str,
+    /// How many there is room for.
+    pub capacity: usize,
+}
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no room for more {}: the host gave storage for {}", self.what, self.capacity)
+    }
+}
+
+/// Why a `preserve` was refused. Nothing has changed then (I7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PreserveError {
+    /// The token is zero or names something else already.
+    TokenTaken(Token),
+    /// The region shares frames with something preserved.
+    Overlap(Extent),
+    /// A leaf of the domain points outside every preserved region: preserve the region first.
+    LeafOutside {
+        /// Where the leaf maps.
+        iova: Iova,
+        /// Where it points.
+        target: Extent,
+    },
+    /// The domain's tables are deeper or shallower than second-stage tables can be.
+    Levels(u8),
+    /// A table of the domain lies outside the runs that the host listed.
+    TableNotListed(PhysAddr),
+    /// The same table is reached twice: the tables are no tree.
+    TableShared(PhysAddr),
+    /// Another preserved domain has this top table.
+    DomainTaken(PhysAddr),
+    /// The requester is no PCI function: its DMA cannot be handed to a driver of the next kernel.
+    NotPciFunction(Requester),
+    /// No unit translates for the requester.
+    NoUnit(Requester),
+    /// The unit does not translate (TES is 0), or not in legacy mode.
+    UnitNotTranslating(UnitId),
+    /// The requester has no domain: its context entry is not present.
+    NoDomain(Requester),
+    /// The requester passes untranslated and reaches all of memory (I3).
+    PassThrough(Requester),
+    /// The context entry asks for something that cannot be preserved yet (device-TLB, reserved type).
+    Unsupported {
+        /// Who.
+        requester: Requester,
+        /// Its entry's translation type.
+        translation_type: u8,
+    },
+    /// The requester's domain is not preserved: preserve it first.
+    DomainNotPreserved {
+        /// Who.
+        requester: Requester,
+        /// Top table of the domain that it is attached to.
+        top_table: PhysAddr,
+    },
+    /// The domain id is another preserved domain's on this unit, or the domain has another id there (I5).
+    DomainIdClash {
+        /// Who.
+        requester: Requester,
+        /// The id in its entry.
+        domain_id: DomainId,
+    },
+    /// An alias of the requester has another context entry, or none.
+    AliasDiffers {
+        /// Who.
+        requester: Requester,
+        /// The alias.
+        alias: SourceId,
+    },
+    /// The requester has more aliases than the core handles.
+    TooManyAliases {
+        /// Who.
+        requester: Requester,
+        /// The limit.
+        limit: usize,
+    },
+    /// The requester is preserved already.
+    AlreadyPreserved(Requester),
+    /// The tables changed while they were being preserved: try again.
+    Changed(Requester),
+    /// The core's storage is used up.
+    Full(Full),
+    /// The host could not mark frames.
+    Keep(KeepError),
+    /// A table lies where the host has no memory.
+    NoMemory(NoMemory),
+}
+
+impl fmt::Display for PreserveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TokenTaken(t) => write!(f, "token {t} is zero or in use"),
+            Self::Overlap(e) => write!(f, "{e} overlaps something preserved"),
+            Self::LeafOutside { iova, target } => {
+                write!(
+                    f,
+                    "IOVA {iova} maps {target}, outside every preserved region: preserve the region first"
+                )
+            }
+            Self::Levels(n) => write!(f, "a domain of {n} levels cannot be"),
+            Self::TableNotListed(at) => write!(f, "table {at} lies outside the runs listed for the domain"),
+            Self::TableShared(at) => write!(f, "table {at} is reached twice"),
+            Self::DomainTaken(at) => write!(f, "the domain with top table {at} is preserved already"),
+            Self::NotPciFunction(r) => write!(f, "{r} is no PCI function and cannot be preserved"),
+            Self::NoUnit(r) => write!(f, "no unit translates for {r}"),
+            Self::UnitNotTranslating(u) => write!(f, "unit {u} does not translate in legacy mode"),
+            Self::NoDomain(r) => write!(f, "{r} has no domain: attach it first"),
+            Self::PassThrough(r) => write!(f, "{r} is in pass-through and reaches all of memory"),
+            Self::Unsupported { requester, translation_type } => {
+                write!(f, "{requester} has translation type {translation_type}, which cannot be preserved")
+            }
+            Self::DomainNotPreserved { requester, top_table } => {
+                write!(
+                    f,
+                    "the domain of {requester} (top table {top_table}) is not preserved: preserve it first"
+                )
+            }
+            Self::DomainIdClash { requester, domain_id } => {
+                write!(
+                    f,
+                    "domain id {domain_id} of {requester} clashes with another preserved domain on its unit"
+                )
+            }
+            Self::AliasDiffers { requester, alias } => {
+                write!(f, "alias {alias} of {requester} has another context entry")
+            }
+            Self::TooManyAliases { requester, limit } => {
+                write!(f, "{requester} has more than {limit} aliases")
+            }
+            Self::AlreadyPreserved(r) => write!(f, "{r} is preserved already"),
+            Self::Changed(r) => write!(f, "the context entry of {r} changed meanwhile: try again"),
+            Self::Full(e) => e.fmt(f),
+            Self::Keep(e) => e.fmt(f),
+            Self::NoMemory(e) => e.fmt(f),
+        }
+    }
+}
+impl core::error::Error for PreserveError {}
+
+impl From<Full> for PreserveError {
+    fn from(e: Full) -> Self {
+        Self::Full(e)
+    }
+}
+impl From<KeepError> for PreserveError {
+    fn from(e: KeepError) -> Self {
+        Self::Keep(e)
+    }
+}
+impl From<NoMemory> for PreserveError {
+    fn from(e: NoMemory) -> Self {
+        Self::NoMemory(e)
+    }
+}
+
+/// Why an `unpreserve` was refused. Nothing has changed then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnpreserveError {
+    /// Nothing of this kind has that token.
+    Unknown(Token),
+    /// A preserved domain maps the region: unpreserve the domain first.
+    RegionInUse {
+        /// The domain.
+        domain: Token,
+        /// Where it maps the region.
+        iova: Iova,
+    },
+    /// A preserved requester is attached to the domain: unpreserve it first.
+    DomainInUse(Requester),
+    /// A table of a preserved domain cannot be read.
+    NoMemory(NoMemory),
+}
+
+impl fmt::Display for UnpreserveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(t) => write!(f, "nothing of this kind is preserved under token {t}"),
+            Self::RegionInUse { domain, iova } => {
+                write!(f, "domain {domain} maps the region at IOVA {iova}: unpreserve the domain first")
+            }
+            Self::DomainInUse(r) => write!(f, "{r} is attached to the domain: unpreserve it first"),
+            Self::NoMemory(e) => e.fmt(f),
+        }
+    }
+}
+impl core::error::Error for UnpreserveError {}
+
+impl From<NoMemory> for UnpreserveError {
+    fn from(e: NoMemory) -> Self {
+        Self::NoMemory(e)
+    }
+}
+
+/// Why a freeze did not happen. Everything is unfrozen and as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FreezeError {
+    /// Hardware no longer does what was preserved.
+    Drifted {
+        /// The requester whose entry, alias or table changed; `None` for the unit as a whole.
+        requester: Option<Requester>,
+        /// The unit.
+        unit: UnitId,
+        /// What changed, in words.
+        what: &'static str,
+    },
+    /// The audit found violations; the first is here, all went to the host's sink.
+    Violated {
+        /// How many.
+        count: u32,
+        /// The first.
+        first: audit::Finding,
+    },
+    /// The auditor could not read the handover.
+    Unreadable(audit::Unreadable),
+    /// A preserved frame lies in the memory that the next kernel boots in (I9).
+    InScratch(Frame),
+    /// No room.
+    Full(Full),
+    /// The host could not give or mark frames.
+    Keep(KeepError),
+    /// A table lies where the host has no memory.
+    NoMemory(NoMemory),
+    /// A length does not fit its field.
+    TooLarge(&'static str),
+}
+
+impl fmt::Display for FreezeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Drifted { requester: Some(r), what, .. } => write!(f, "{r}: {what}"),
+            Self::Drifted { requester: None, unit, what } => write!(f, "unit {unit}: {what}"),
+            Self::Violated { count, first } => {
+                write!(f, "the audit found {count} violations, first: {first}")
+            }
+            Self::Unreadable(e) => write!(f, "the handover cannot be read back: {e}"),
+            Self::InScratch(frame) => write!(f, "preserved frame {} lies in scratch memory", frame.start()),
+            Self::Full(e) => e.fmt(f),
+            Self::Keep(e) => e.fmt(f),
+            Self::NoMemory(e) => e.fmt(f),
+            Self::TooLarge(what) => write!(f, "{what} is too large for the handover"),
+        }
+    }
+}
+impl core::error::Error for FreezeError {}
+
+impl From<Full> for FreezeError {
+    fn from(e: Full) -> Self {
+        Self::Full(e)
+    }
+}
+impl From<KeepError> for FreezeError {
+    fn from(e: KeepError) -> Self {
+        Self::Keep(e)
+    }
+}
+impl From<NoMemory> for FreezeError {
+    fn from(e: NoMemory) -> Self {
+        Self::NoMemory(e)
+    }
+}

@@ -1,0 +1,320 @@
+//! Freeze: the last step that may fail.
+//!
+//! Hardware's tables are read once more and compared with what was preserved; the handover is written into frames of its
+//! own; the auditor reads it back from memory and holds it against hardware. Only then is it sealed. Whatever fails,
+//! [`Outgoing`] comes back as it was.
+
+use crate::error::FreezeError;
+use crate::host::{Host, KeepError, MaySleep, RequesterKind, TableMemory, Unit};
+use crate::outgoing::{Outgoing, Sources};
+use crate::radix;
+use crate::roots;
+use crate::wire::{self, About, Registers};
+use spec::handover::Header;
+use spec::{Extent, PAGE_SIZE, PhysAddr};
+
+/// Most units that one machine may have.
+pub const MAX_UNITS: usize = 32;
+/// Room for the FDT of the container, in bytes: one frame, as KHO has it.
+const FDT_BYTES: usize = 512;
+
+/// What a freeze needs besides what is preserved.
+#[derive(Debug)]
+pub struct FreezeInput<'a> {
+    /// Release string of this kernel; 63 bytes of it are kept.
+    pub release: &'a str,
+    /// Ordinal of this update, from 1.
+    pub update: u64,
+    /// The memory that the next kernel boots in.
+    pub scratch: &'a [Extent],
+}
+
+/// The sealed handover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Container {
+    /// All its frames.
+    pub frames: Extent,
+    /// Its records.
+    pub blob: PhysAddr,
+    /// Length of the records in bytes.
+    pub blob_bytes: u64,
+    /// Its FDT: what the next kernel is told.
+    pub fdt: PhysAddr,
+    /// Digest over the records.
+    pub digest: u64,
+    /// Number of preserved frames, the container's among them.
+    pub preserved_frames: u64,
+    /// Number of preserved runs.
+    pub runs: usize,
+}
+
+/// A sealed handover, and the right to cut off and jump. Nothing that is reachable from here on allocates, sleeps or fails.
+#[derive(Debug)]
+pub struct Sealed<'h, 's, H: Host> {
+    pub(crate) outgoing: Outgoing<'h, 's, H>,
+    /// Where the handover lies.
+    pub container: Container,
+    /// What the audit checked.
+    pub audit: audit::Report,
+}
+
+/// Freezing failed: everything is unfrozen, and the outgoing side goes on.
+#[derive(Debug)]
+pub struct NotFrozen<'h, 's, H: Host> {
+    /// As it was before the attempt.
+    pub outgoing: Outgoing<'h, 's, H>,
+    /// Why.
+    pub why: FreezeError,
+}
+
+impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
+    /// Seals what is preserved.
+    ///
+    /// `scratch` is the auditor's working memory; `findings` gets every violation that it finds.
+    ///
+    /// # Errors
+    /// [`NotFrozen`] with the reason and with everything as it was.
+    #[allow(clippy::result_large_err)] // the error is the whole outgoing side, handed back
+    pub fn freeze(
+        mut self,
+        ctx: &mut MaySleep,
+        input: &FreezeInput<'_>,
+        scratch: &mut audit::Scratch<'_>,
+        findings: &mut dyn FnMut(audit::Finding),
+    ) -> Result<Sealed<'h, 's, H>, NotFrozen<'h, 's, H>> {
+        match self.try_freeze(ctx, input, scratch, findings) {
+            Ok((container, audit)) => Ok(Sealed { outgoing: self, container, audit }),
+            Err(why) => Err(NotFrozen { outgoing: self, why }),
+        }
+    }
+
+    fn try_freeze(
+        &mut self,
+        ctx: &mut MaySleep,
+        input: &FreezeInput<'_>,
+        scratch: &mut audit::Scratch<'_>,
+        findings: &mut dyn FnMut(audit::Finding),
+    ) -> Result<(Container, audit::Report), FreezeError> {
+        self.check_unchanged(ctx)?;
+        let about = About {
+            release: input.release,
+            update: input.update,
+            sealed_at: self.host.now(),
+            scratch: input.scratch,
+        };
+        let draft = self.draft(ctx, &about)?;
+        let sealed = self.write(&about, &draft).and_then(|container| {
+            let report = self.audited(container.fdt, scratch, findings)?;
+            Ok((container, report))
+        });
+        match sealed {
+            Ok(sealed) => Ok(sealed),
+            Err(why) => {
+                draft.discard(self.host, ctx);
+                Err(why)
+            }
+        }
+    }
+
+    /// That hardware still does what was preserved: same roots, tables, entries and aliases.
+    fn check_unchanged(&self, ctx: &mut MaySleep) -> Result<(), FreezeError> {
+        for (index, kept) in self.book.units.iter() {
+            let drifted = |what| FreezeError::Drifted { requester: None, unit: kept.id, what };
+            let unit = self.host.unit(kept.id).ok_or(drifted("the unit is gone"))?;
+            unit.locked(ctx, |_| {
+                if !unit.status().tes() {
+                    return Err(drifted("translation is off"));
+                }
+                if unit.root().table() != kept.root || unit.root().ttm() != 0 {
+                    return Err(drifted("another root table or mode is in use"));
+                }
+                self.check_requesters(index, unit)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn check_requesters(&self, unit_index: usize, unit: &H::Unit) -> Result<(), FreezeError> {
+        for (index, kept) in self.book.requesters.iter().filter(|(_, k)| k.unit == unit_index) {
+            let drifted =
+                |what| FreezeError::Drifted { requester: Some(kept.requester), unit: unit.id(), what };
+            let mut now = Sources::new(kept.requester.source);
+            if self.host.aliases(kept.requester, &mut |s| now.add(s)) == RequesterKind::Other {
+                return Err(drifted("the function is gone"));
+            }
+            let mut recorded = Sources::new(kept.requester.source);
+            self.book.for_each_source(index, &mut |s| recorded.add(s));
+            if now.too_many || now.iter().any(|s| !recorded.iter().any(|r| r == s)) {
+                return Err(drifted("it has an alias that was not preserved"));
+            }
+            for source in recorded.iter() {
+                let table = self.book.context_of(unit_index, source.bus()).map(|(_, c)| c.table);
+                match roots::find(self.host, unit.root().table(), source)? {
+                    Some((at, entry)) if Some(at) == table && entry == kept.entry => {}
+                    _ => return Err(drifted("its context entry changed")),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gets and marks the frames of the handover, sized by a dry run.
+    fn draft(&mut self, ctx: &mut MaySleep, about: &About<'_>) -> Result<Draft, FreezeError> {
+        let length = wire::emit(self.host, &self.book, about, &|_| Registers::ZERO, &mut |_| Ok(()))?;
+        let blob_bytes = size_of::<Header>() as u64 + 8 * length.words;
+        let runs = self.book.collect_runs(None)?;
+        let nodes = radix::count_nodes(&self.book.runs[..runs]) + radix::NODES_PER_RUN;
+        let blob_frames = blob_bytes.div_ceil(PAGE_SIZE);
+        let frames = self.host.allocate(ctx, blob_frames + 1 + nodes)?;
+        if let Err(e) = self.host.reserve(ctx, frames) {
+            self.host.free(ctx, frames);
+            return Err(e.into());
+        }
+        ctx.atomic(|atomic| self.host.commit(atomic, frames));
+        Ok(Draft { frames, blob_frames, blob_bytes, length })
+    }
+
+    /// Writes blob, map and FDT.
+    fn write(&mut self, about: &About<'_>, draft: &Draft) -> Result<Container, FreezeError> {
+        let host = self.host;
+        let blob = draft.frames.start();
+        let fdt = blob.plus(draft.blob_frames * PAGE_SIZE);
+        let used = draft.blob_frames + 1;
+        let nodes = Extent::new(fdt.plus(PAGE_SIZE).frame(), draft.frames.count() - used)
+            .ok_or(KeepError::NoMemory { frames: draft.frames.count() })?;
+        let registers = |index| self.registers(index);
+        let digest = wire::write_blob(host, blob, &draft.length, &self.book, about, &registers)?;
+        let runs = self.book.collect_runs(Some(draft.frames))?;
+        let sorted = &self.book.runs[..runs];
+        if let Some(run) = sorted.iter().flatten().find(|r| about.scratch.iter().any(|s| s.overlaps(**r))) {
+            return Err(FreezeError::InScratch(run.first()));
+        }
+        radix::write(host, sorted, nodes)?;
+        write_fdt(host, fdt, nodes.start(), blob, draft.blob_bytes)?;
+        let preserved_frames = sorted.iter().flatten().map(|r| r.count()).sum();
+        Ok(Container {
+            frames: draft.frames,
+            blob,
+            blob_bytes: draft.blob_bytes,
+            fdt,
+            digest,
+            preserved_frames,
+            runs,
+        })
+    }
+
+    /// The registers of the unit at `index` as they are now.
+    fn registers(&self, index: usize) -> Registers {
+        let unit = self.book.units.get(index).and_then(|u| self.host.unit(u.id));
+        unit.map_or(Registers::ZERO, |u| Registers {
+            cap: u.cap().raw(),
+            ecap: u.ecap().raw(),
+            root: u.root().raw(),
+        })
+    }
+
+    /// Has the handover read back and held against hardware.
+    fn audited(
+        &self,
+        fdt: PhysAddr,
+        scratch: &mut audit::Scratch<'_>,
+        findings: &mut dyn FnMut(audit::Finding),
+    ) -> Result<audit::Report, FreezeError> {
+        let mut count = 0;
+        let mut first = None;
+        let report = run_audit(self.host, fdt, audit::Stage::Sealed, scratch, &mut |finding| {
+            count += 1;
+            first.get_or_insert(finding);
+            findings(finding);
+        })
+        .map_err(FreezeError::Unreadable)?;
+        match first {
+            Some(first) => Err(FreezeError::Violated { count, first }),
+            None => Ok(report),
+        }
+    }
+}
+
+impl<'h, 's, H: Host> Sealed<'h, 's, H> {
+    /// Takes the seal back: the handover's frames are free again, and the outgoing side is as before the freeze.
+    #[must_use]
+    pub fn unfreeze(self, ctx: &mut MaySleep) -> Outgoing<'h, 's, H> {
+        let host = self.outgoing.host;
+        host.release(ctx, self.container.frames);
+        host.free(ctx, self.container.frames);
+        self.outgoing
+    }
+}
+
+/// Frames for a handover, marked already.
+struct Draft {
+    frames: Extent,
+    blob_frames: u64,
+    blob_bytes: u64,
+    length: wire::Length,
+}
+
+impl Draft {
+    /// Unfreezes: gives the frames back.
+    fn discard<H: Host>(self, host: &H, ctx: &mut MaySleep) {
+        host.release(ctx, self.frames);
+        host.free(ctx, self.frames);
+    }
+}
+
+/// Writes the FDT of the container.
+fn write_fdt<M: TableMemory>(
+    memory: &M,
+    at: PhysAddr,
+    map: PhysAddr,
+    blob: PhysAddr,
+    bytes: u64,
+) -> Result<(), FreezeError> {
+    let mut buffer = [0; FDT_BYTES];
+    let entry = spec::kho::Blob { name: spec::handover::SUBNODE, data: blob, bytes };
+    let written =
+        spec::kho::write_root(&mut buffer, map, &[entry]).map_err(|_| FreezeError::TooLarge("the FDT"))?;
+    for (i, chunk) in written.chunks(8).enumerate() {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        memory.write(at.plus(8 * i as u64), u64::from_le_bytes(word))?;
+    }
+    Ok(())
+}
+
+/// The auditor's view of a host's memory.
+struct HostImage<'h, H>(&'h H);
+
+impl<H: TableMemory> audit::Image for HostImage<'_, H> {
+    fn read(&self, at: PhysAddr, out: &mut [u64]) -> Result<(), audit::Missing> {
+        self.0.read_words(at, out).map_err(|e| audit::Missing { at: e.at })
+    }
+}
+
+/// Runs the auditor over a host's memory and all its units' registers.
+pub(crate) fn run_audit<H: Host>(
+    host: &H,
+    fdt: PhysAddr,
+    stage: audit::Stage,
+    scratch: &mut audit::Scratch<'_>,
+    findings: &mut dyn FnMut(audit::Finding),
+) -> Result<audit::Report, audit::Unreadable> {
+    let mut states = [const { None }; MAX_UNITS];
+    let mut used = 0;
+    host.for_each_unit(&mut |unit| {
+        let (cap, ecap, status, root) = (unit.cap(), unit.ecap(), unit.status(), unit.root());
+        if let Some(slot) = states.get_mut(used) {
+            *slot = Some(audit::UnitState { id: unit.id(), cap, ecap, status, root });
+            used += 1;
+        }
+    });
+    let blank = audit::UnitState {
+        id: spec::UnitId::default(),
+        cap: spec::regs::Cap::ZERO,
+        ecap: spec::regs::Ecap::ZERO,
+        status: spec::regs::Gsts::ZERO,
+        root: spec::regs::RootAddr::ZERO,
+    };
+    let states = states.map(|s| s.unwrap_or(blank));
+    audit::audit(&HostImage(host), fdt, &states[..used], stage, scratch, findings)
+}

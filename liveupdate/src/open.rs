@@ -1,0 +1,496 @@
+//! Opening a handover: foreign data until proven otherwise.
+//!
+//! The address of the FDT is an allegation, and so is every address behind it. The container's version comes first, then
+//! lengths and digest, then the records, each by its own length; unknown kinds are skipped. What comes out is a book whose
+//! references all hold; what it says about hardware is checked by the audit, not here.
+
+use crate::book::{
+    AliasOf, Book, ContextRun, Domain, DomainState, Kept, KeptUnit, Region, RegionKind, Storage, TableRun,
+    Token,
+};
+use crate::error::Full;
+use crate::host::{NoMemory, TableMemory};
+use crate::radix::{self, MapError};
+use spec::context::ContextEntry;
+use spec::handover::{self, Header, RecordHeader, kind};
+use spec::kho::{KhoError, Root};
+use spec::xxh64::Hasher;
+use spec::{Extent, Frame, PAGE_SIZE, PhysAddr, Requester, Segment, SourceId, UnitId};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Bytes of an FDT that are looked at: KHO gives it one frame.
+const FDT_BYTES: usize = 1024;
+/// Words of the largest record body that this release knows.
+const BODY_WORDS: usize = 10;
+/// Largest number of nodes that a preserved-memory map may have.
+const MAX_MAP_NODES: u64 = 1 << 20;
+/// Scratch areas that a handover may name.
+const MAX_SCRATCH: usize = 8;
+
+/// Why a handover cannot be opened. Nothing was adopted: the incoming kernel leaves the units as they are and every
+/// device where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// A part of it lies where there is no memory, or not where such a part can lie.
+    Nowhere(Part, PhysAddr),
+    /// The FDT is no KHO container.
+    Kho(KhoError),
+    /// The container holds no handover of ours.
+    NoHandover,
+    /// The blob does not open with our magic.
+    Magic([u8; 8]),
+    /// The blob was written for readers from another version on.
+    Version {
+        /// Oldest reader that understands it.
+        needs: u32,
+        /// What this release reads.
+        reads: u32,
+    },
+    /// A length that cannot be.
+    Length {
+        /// Of what.
+        part: Part,
+        /// The length in bytes.
+        bytes: u64,
+    },
+    /// The digest over the blob is another one.
+    Digest {
+        /// In the blob.
+        sealed: u64,
+        /// Of what lies there.
+        found: u64,
+    },
+    /// A record that cannot be.
+    Record {
+        /// Which record, from 0.
+        ordinal: u32,
+        /// Its kind.
+        kind: u16,
+        /// What is wrong with it, in words.
+        what: &'static str,
+    },
+    /// The blob has no release record.
+    NoRelease,
+    /// More of something than this kernel has storage for.
+    Full(Full),
+}
+
+/// A part of the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The FDT.
+    Fdt,
+    /// The blob.
+    Blob,
+    /// A record of the blob.
+    Record,
+}
+
+impl core::fmt::Display for Part {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Fdt => "FDT",
+            Self::Blob => "blob",
+            Self::Record => "record",
+        })
+    }
+}
+
+impl core::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Nowhere(part, at) => write!(f, "the handover's {part} cannot lie at {at}"),
+            Self::Kho(e) => write!(f, "no KHO container: {e}"),
+            Self::NoHandover => write!(f, "the KHO container has no subnode `{}`", handover::SUBNODE),
+            Self::Magic(m) => write!(f, "the handover opens with {m:02x?}"),
+            Self::Version { needs, reads } => {
+                write!(f, "the handover needs a reader of version {needs}, this release reads {reads}")
+            }
+            Self::Length { part, bytes } => write!(f, "a {part} of {bytes} bytes cannot be"),
+            Self::Digest { sealed, found } => {
+                write!(f, "the handover was sealed with digest {sealed:#x}, but has {found:#x}")
+            }
+            Self::Record { ordinal, kind, what } => write!(f, "record {ordinal} (kind {kind}): {what}"),
+            Self::NoRelease => write!(f, "the handover does not say who wrote it"),
+            Self::Full(e) => e.fmt(f),
+        }
+    }
+}
+impl core::error::Error for OpenError {}
+
+impl From<Full> for OpenError {
+    fn from(e: Full) -> Self {
+        Self::Full(e)
+    }
+}
+
+/// A handover whose records hold together. Nothing in it has been held against hardware yet.
+#[derive(Debug)]
+pub struct Opened<'s> {
+    pub(crate) book: Book<'s>,
+    pub(crate) fdt: PhysAddr,
+    map: PhysAddr,
+    blob: Extent,
+    release: [u8; 64],
+    update: u64,
+    sealed_at: u64,
+    scratch: [Option<Extent>; MAX_SCRATCH],
+    skipped: u32,
+}
+
+/// Opens the handover whose FDT is alleged to lie at `fdt`.
+///
+/// # Errors
+/// [`OpenError`], the first thing found wrong.
+pub fn open<'s, M: TableMemory>(
+    memory: &M,
+    fdt: PhysAddr,
+    storage: Storage<'s>,
+) -> Result<Opened<'s>, OpenError> {
+    let (map, blob_at, blob_bytes) = read_fdt(memory, fdt)?;
+    let header = read_header(memory, blob_at, blob_bytes)?;
+    let frames = Extent::new(blob_at.frame(), blob_bytes.div_ceil(PAGE_SIZE));
+    let blob = frames.ok_or(OpenError::Length { part: Part::Blob, bytes: blob_bytes })?;
+    let mut opened = Opened {
+        book: Book::new(storage),
+        fdt,
+        map,
+        blob,
+        release: [0; 64],
+        update: 0,
+        sealed_at: 0,
+        scratch: [None; MAX_SCRATCH],
+        skipped: 0,
+    };
+    opened.read_records(memory, blob_at, &header)?;
+    if opened.update == 0 {
+        return Err(OpenError::NoRelease);
+    }
+    Ok(opened)
+}
+
+/// Map, blob and blob length, as the FDT alleges them.
+fn read_fdt<M: TableMemory>(memory: &M, at: PhysAddr) -> Result<(PhysAddr, PhysAddr, u64), OpenError> {
+    if !at.is_aligned(PAGE_SIZE) || at.get() == 0 {
+        return Err(OpenError::Nowhere(Part::Fdt, at));
+    }
+    let mut words = [0; FDT_BYTES / 8];
+    memory.read_words(at, &mut words).map_err(|e| OpenError::Nowhere(Part::Fdt, e.at))?;
+    let root = Root::parse(words.as_bytes()).map_err(OpenError::Kho)?;
+    let blob = root.blob(handover::SUBNODE).ok_or(OpenError::NoHandover)?;
+    if !blob.data.is_aligned(PAGE_SIZE) {
+        return Err(OpenError::Nowhere(Part::Blob, blob.data));
+    }
+    Ok((root.memory_map(), blob.data, blob.bytes))
+}
+
+/// The header, once magic, version, length and digest hold.
+fn read_header<M: TableMemory>(memory: &M, at: PhysAddr, bytes: u64) -> Result<Header, OpenError> {
+    let nowhere = |e: NoMemory| OpenError::Nowhere(Part::Blob, e.at);
+    let mut words = [0; size_of::<Header>() / 8];
+    memory.read_words(at, &mut words).map_err(nowhere)?;
+    let header = Header::read_from_bytes(words.as_bytes()).map_err(|_| OpenError::NoHandover)?;
+    if header.magic != handover::MAGIC {
+        return Err(OpenError::Magic(header.magic));
+    }
+    if header.oldest_reader > handover::VERSION || header.version < handover::OLDEST_READABLE {
+        return Err(OpenError::Version { needs: header.oldest_reader, reads: handover::VERSION });
+    }
+    let least = size_of::<Header>() as u64;
+    if header.bytes != bytes || bytes % 8 != 0 || bytes < least || bytes > handover::MAX_BYTES {
+        return Err(OpenError::Length { part: Part::Blob, bytes: header.bytes });
+    }
+    let mut hasher = Hasher::new(0);
+    hasher.update(Header { digest: 0, ..header }.as_bytes());
+    for offset in (least..bytes).step_by(8) {
+        hasher.update_words(&[memory.read(at.plus(offset)).map_err(nowhere)?]);
+    }
+    let found = hasher.finish();
+    if found != header.digest {
+        return Err(OpenError::Digest { sealed: header.digest, found });
+    }
+    Ok(header)
+}
+
+/// The body of one record, zero-extended or cut to what this release knows.
+struct Body {
+    ordinal: u32,
+    kind: u16,
+    words: [u64; BODY_WORDS],
+}
+
+impl Body {
+    fn parse<T: FromBytes>(&self) -> Result<T, OpenError> {
+        T::read_from_prefix(self.words.as_bytes()).map(|(t, _)| t).map_err(|_| self.wrong("too short"))
+    }
+
+    fn wrong(&self, what: &'static str) -> OpenError {
+        OpenError::Record { ordinal: self.ordinal, kind: self.kind, what }
+    }
+
+    fn extent(&self, start: u64, bytes: u64) -> Result<Extent, OpenError> {
+        Extent::from_bytes(PhysAddr::new(start), bytes).ok_or(self.wrong("not a run of whole frames"))
+    }
+
+    fn table(&self, at: u64) -> Result<PhysAddr, OpenError> {
+        self.extent(at, PAGE_SIZE).map(Extent::start)
+    }
+}
+
+impl Opened<'_> {
+    fn read_records<M: TableMemory>(
+        &mut self,
+        memory: &M,
+        at: PhysAddr,
+        header: &Header,
+    ) -> Result<(), OpenError> {
+        let mut offset = size_of::<Header>() as u64;
+        for ordinal in 0..header.records {
+            let left = header.bytes - offset;
+            let record = read_record_header(memory, at.plus(offset), left)?;
+            let mut body = Body { ordinal, kind: record.kind, words: [0; BODY_WORDS] };
+            let known = (record.bytes as usize / 8 - 1).min(BODY_WORDS);
+            memory
+                .read_words(at.plus(offset + 8), &mut body.words[..known])
+                .map_err(|e| OpenError::Nowhere(Part::Record, e.at))?;
+            self.take(&body)?;
+            offset += u64::from(record.bytes);
+        }
+        if offset != header.bytes {
+            return Err(OpenError::Length { part: Part::Blob, bytes: header.bytes });
+        }
+        Ok(())
+    }
+
+    /// Takes one record into the book.
+    fn take(&mut self, body: &Body) -> Result<(), OpenError> {
+        match body.kind {
+            kind::RELEASE => {
+                let record: handover::Release = body.parse()?;
+                if self.update != 0 || record.update == 0 {
+                    return Err(body.wrong("a second release, or update 0"));
+                }
+                (self.release, self.update, self.sealed_at) =
+                    (record.release, record.update, record.sealed_at);
+                Ok(())
+            }
+            kind::SCRATCH => {
+                let record: handover::Scratch = body.parse()?;
+                let slot = self.scratch.iter_mut().find(|s| s.is_none());
+                *slot.ok_or(body.wrong("too many scratch areas"))? =
+                    Some(body.extent(record.start, record.bytes)?);
+                Ok(())
+            }
+            kind::UNIT => self.take_unit(body),
+            kind::CONTEXT_TABLE => self.take_context(body),
+            kind::REGION => self.take_region(body),
+            kind::DOMAIN => self.take_domain(body),
+            kind::DOMAIN_TABLES => self.take_tables(body),
+            kind::DOMAIN_ID => self.check_domain_id(body),
+            kind::REQUESTER => self.take_requester(body),
+            kind::ALIAS => self.take_alias(body),
+            _ => {
+                self.skipped += 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn take_unit(&mut self, body: &Body) -> Result<(), OpenError> {
+        let record: handover::Unit = body.parse()?;
+        let id = UnitId { segment: Segment(record.segment), register_base: record.register_base };
+        let root = spec::regs::RootAddr::from_raw(record.root);
+        if self.book.units.find(|u| u.id == id).is_some() {
+            return Err(body.wrong("the unit is listed twice"));
+        }
+        if root.ttm() != 0 {
+            return Err(body.wrong("the unit is in a mode that this release does not adopt"));
+        }
+        self.book.units.insert(KeptUnit { id, root: body.table(root.table().get())?, requesters: 0 })?;
+        Ok(())
+    }
+
+    fn take_context(&mut self, body: &Body) -> Result<(), OpenError> {
+        let record: handover::ContextTable = body.parse()?;
+        let unit = self.book.units.at_ordinal(record.unit).ok_or(body.wrong("no such unit"))?;
+        if record.half != 0 || self.book.context_of(unit, record.bus).is_some() {
+            return Err(body.wrong("the bus is listed twice, or in halves"));
+        }
+        let table = body.table(record.table)?;
+        self.book.contexts.insert(ContextRun { unit, bus: record.bus, table, users: 0 })?;
+        Ok(())
+    }
+
+    fn take_region(&mut self, body: &Body) -> Result<(), OpenError> {
+        let record: handover::Region = body.parse()?;
+        let extent = body.extent(record.start, record.bytes)?;
+        let kind = match record.kind {
+            handover::region_kind::MEMORY => RegionKind::Memory,
+            handover::region_kind::DEVICE => RegionKind::Device,
+            _ => return Err(body.wrong("a region of unknown kind")),
+        };
+        if self.book.regions.find(|r| r.extent.overlaps(extent)).is_some() {
+            return Err(body.wrong("the region overlaps another"));
+        }
+        let token = self.token(body, record.token)?;
+        self.book.regions.insert(Region { token, extent, kind, retrieved: false })?;
+        Ok(())
+    }
+
+    fn take_domain(&mut self, body: &Body) -> Result<(), OpenError> {
+        let record: handover::Domain = body.parse()?;
+        let token = self.token(body, record.token)?;
+        if record.format != handover::domain_format::SECOND_STAGE || !(3..=5).contains(&record.levels) {
+            return Err(body.wrong("tables of a format or depth that this release does not know"));
+        }
+        let top_table = body.table(record.top_table)?;
+        let state = DomainState::Kept;
+        self.book.domains.insert(Domain { token, top_table, levels: record.levels, state })?;
+        Ok(())
+    }
+
+    fn take_tables(&mut self, body: &Body) -> Result<(), OpenError> {
+        let record: handover::DomainTables = body.parse()?;
+        let domain = self.book.domains.at_ordinal(record.domain).ok_or(body.wrong("no such domain"))?;
+        let extent = body.extent(record.start, record.bytes)?;
+        self.book.tables.insert(TableRun { domain, extent })?;
+        Ok(())
+    }
+
+    /// Domain ids stand in the context entries too; here only the references are checked.
+    fn check_domain_id(&self, body: &Body) -> Result<(), OpenError> {
+        let record: handover::DomainIdUse = body.parse()?;
+        let known = self.book.domains.at_ordinal(record.domain).is_some()
+            && self.book.units.at_ordinal(record.unit).is_some();
+        if known { Ok(()) } else { Err(body.wrong("no such domain or unit")) }
+    }
+
+    fn take_requester(&mut self, body: &Body) -> Result<(), OpenError> {
+        let record: handover::RequesterRecord = body.parse()?;
+        let token = self.token(body, record.token)?;
+        let unit = self.book.units.at_ordinal(record.unit).ok_or(body.wrong("no such unit"))?;
+        let domain = self.book.domains.at_ordinal(record.domain).ok_or(body.wrong("no such domain"))?;
+        let requester = Requester::new(Segment(record.segment), SourceId::from_raw(record.source));
+        if self.book.owner(requester.segment, requester.source).is_some() {
+            return Err(body.wrong("the requester is listed twice"));
+        }
+        let entry = ContextEntry::from_raw(record.context);
+        let attached = self.book.domains.get(domain).is_some_and(|d| d.top_table == entry.top_table());
+        if !entry.present() || !attached {
+            return Err(body.wrong("the context entry does not lead to the requester's domain"));
+        }
+        let kept = Kept { token, requester, entry, unit, domain, retrieved: false };
+        self.book.requesters.insert(kept)?;
+        if let Some(unit) = self.book.units.get_mut(unit) {
+            unit.requesters += 1;
+        }
+        self.count_context(body, unit, requester.source)
+    }
+
+    fn take_alias(&mut self, body: &Body) -> Result<(), OpenError> {
+        let record: handover::Alias = body.parse()?;
+        let requester = self.book.requesters.at_ordinal(record.requester);
+        let requester = requester.ok_or(body.wrong("no such requester"))?;
+        let source = SourceId::from_raw(record.source);
+        let Some(kept) = self.book.requesters.get(requester).copied() else { return Ok(()) };
+        if self.book.owner(kept.requester.segment, source).is_some() {
+            return Err(body.wrong("the alias is listed twice"));
+        }
+        self.book.aliases.insert(AliasOf { requester, source })?;
+        self.count_context(body, kept.unit, source)
+    }
+
+    /// A source-id needs the context table of its bus.
+    fn count_context(&mut self, body: &Body, unit: usize, source: SourceId) -> Result<(), OpenError> {
+        let index = self.book.context_of(unit, source.bus()).map(|(i, _)| i);
+        let run = index.and_then(|i| self.book.contexts.get_mut(i));
+        run.ok_or(body.wrong("the bus has no context table in the handover"))?.users += 1;
+        Ok(())
+    }
+
+    fn token(&self, body: &Body, raw: u64) -> Result<Token, OpenError> {
+        let token = Token(raw);
+        if raw == 0 || self.book.has_token(token) {
+            return Err(body.wrong("a token that is zero or used twice"));
+        }
+        Ok(token)
+    }
+
+    /// Release string of the kernel that wrote the handover.
+    #[must_use]
+    pub fn release(&self) -> &str {
+        let text = self.release.split(|b| *b == 0).next().unwrap_or_default();
+        core::str::from_utf8(text).unwrap_or("(not text)")
+    }
+
+    /// Ordinal of the update, from 1.
+    #[must_use]
+    pub fn update(&self) -> u64 {
+        self.update
+    }
+
+    /// When the handover was sealed, in nanoseconds.
+    #[must_use]
+    pub fn sealed_at(&self) -> u64 {
+        self.sealed_at
+    }
+
+    /// Records of kinds that this release does not know.
+    #[must_use]
+    pub fn skipped(&self) -> u32 {
+        self.skipped
+    }
+
+    /// The memory that the outgoing kernel set aside for the incoming one.
+    pub fn scratch(&self) -> impl Iterator<Item = Extent> + '_ {
+        self.scratch.iter().flatten().copied()
+    }
+
+    /// The frames that hold the records.
+    #[must_use]
+    pub fn blob(&self) -> Extent {
+        self.blob
+    }
+
+    /// Calls `f` with every preserved run, in no particular order: to be reserved before anything else is allocated.
+    ///
+    /// # Errors
+    /// [`MapError`]; `f` may have been called for a part, and nothing may be adopted.
+    pub fn for_each_preserved<M: TableMemory>(
+        &self,
+        memory: &M,
+        f: &mut dyn FnMut(Extent),
+    ) -> Result<(), MapError> {
+        radix::for_each_preserved(memory, self.map, MAX_MAP_NODES, f)
+    }
+
+    /// Calls `f` with every unit that was left running.
+    pub fn for_each_unit(&self, f: &mut dyn FnMut(UnitId)) {
+        self.book.units.iter().for_each(|(_, u)| f(u.id));
+    }
+
+    /// Whether `frame` holds a table of the handover: what the next step will read.
+    #[must_use]
+    pub fn is_table(&self, frame: Frame) -> bool {
+        self.book.tables.find(|t| t.extent.contains(frame)).is_some()
+    }
+}
+
+fn read_record_header<M: TableMemory>(
+    memory: &M,
+    at: PhysAddr,
+    left: u64,
+) -> Result<RecordHeader, OpenError> {
+    if left < size_of::<RecordHeader>() as u64 {
+        return Err(OpenError::Length { part: Part::Record, bytes: left });
+    }
+    let word = memory.read(at).map_err(|e| OpenError::Nowhere(Part::Record, e.at))?;
+    let record = RecordHeader::read_from_bytes(word.as_bytes())
+        .map_err(|_| OpenError::Length { part: Part::Record, bytes: left })?;
+    let bytes = u64::from(record.bytes);
+    if bytes < size_of::<RecordHeader>() as u64 || bytes % 8 != 0 || bytes > left {
+        return Err(OpenError::Length { part: Part::Record, bytes });
+    }
+    Ok(record)
+}

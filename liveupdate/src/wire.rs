@@ -1,0 +1,267 @@
+//! Writing the handover's records.
+//!
+//! Records are emitted in an order in which every reference points backwards. The same emission runs twice: once to
+//! learn the length, once into memory with the digest taken on the way.
+
+use crate::book::{Book, RegionKind};
+use crate::host::{NoMemory, TableMemory};
+use crate::roots;
+use spec::handover::{self, Header, RecordHeader, kind};
+use spec::xxh64::Hasher;
+use spec::{Extent, PhysAddr, root};
+use zerocopy::{Immutable, IntoBytes};
+
+/// What of a handover does not stand in the book.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct About<'a> {
+    pub(crate) release: &'a str,
+    pub(crate) update: u64,
+    pub(crate) sealed_at: u64,
+    pub(crate) scratch: &'a [Extent],
+}
+
+/// A unit's registers at the seal.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Registers {
+    pub(crate) cap: u64,
+    pub(crate) ecap: u64,
+    pub(crate) root: u64,
+}
+
+impl Registers {
+    /// For a dry run, where the content does not matter.
+    pub(crate) const ZERO: Self = Self { cap: 0, ecap: 0, root: 0 };
+}
+
+/// Takes the words of a blob, one after the other.
+type Sink<'a> = dyn FnMut(u64) -> Result<(), NoMemory> + 'a;
+
+/// Counts the words and records of an emission.
+#[derive(Debug, Default)]
+pub(crate) struct Length {
+    pub(crate) words: u64,
+    pub(crate) records: u32,
+}
+
+/// Emits every record into `sink`; says how much it was.
+pub(crate) fn emit<M: TableMemory>(
+    memory: &M,
+    book: &Book<'_>,
+    about: &About<'_>,
+    registers: &dyn Fn(usize) -> Registers,
+    sink: &mut Sink<'_>,
+) -> Result<Length, NoMemory> {
+    let mut out = Emitter { sink, length: Length::default() };
+    let mut release = [0; 64];
+    let bytes = about.release.as_bytes();
+    let kept = bytes.len().min(release.len() - 1);
+    release[..kept].copy_from_slice(&bytes[..kept]);
+    let (update, sealed_at) = (about.update, about.sealed_at);
+    out.record(kind::RELEASE, &handover::Release { update, release, sealed_at })?;
+    for run in about.scratch {
+        out.record(kind::SCRATCH, &handover::Scratch { start: run.start().get(), bytes: run.bytes() })?;
+    }
+    units(memory, book, registers, &mut out)?;
+    for (_, region) in book.regions.iter() {
+        let kind = match region.kind {
+            RegionKind::Memory => handover::region_kind::MEMORY,
+            RegionKind::Device => handover::region_kind::DEVICE,
+        };
+        let (start, bytes) = (region.extent.start().get(), region.extent.bytes());
+        let record = handover::Region { token: region.token.0, start, bytes, kind, reserved: 0 };
+        out.record(self::kind::REGION, &record)?;
+    }
+    domains(memory, book, &mut out)?;
+    requesters(book, &mut out)?;
+    Ok(out.length)
+}
+
+fn units<M: TableMemory>(
+    memory: &M,
+    book: &Book<'_>,
+    registers: &dyn Fn(usize) -> Registers,
+    out: &mut Emitter<'_, '_>,
+) -> Result<(), NoMemory> {
+    for (index, unit) in book.units.iter() {
+        let seen = registers(index);
+        let record = handover::Unit {
+            register_base: unit.id.register_base,
+            cap: seen.cap,
+            ecap: seen.ecap,
+            root: seen.root,
+            digest: unit_digest(memory, book, index)?,
+            segment: unit.id.segment.0,
+            reserved0: [0; 3],
+            reserved1: [0; 2],
+        };
+        out.record(kind::UNIT, &record)?;
+    }
+    for (_, run) in book.contexts.iter() {
+        let (table, unit) = (run.table.get(), book.units.ordinal(run.unit));
+        let record = handover::ContextTable { table, unit, bus: run.bus, half: 0, reserved: 0 };
+        out.record(kind::CONTEXT_TABLE, &record)?;
+    }
+    Ok(())
+}
+
+fn domains<M: TableMemory>(memory: &M, book: &Book<'_>, out: &mut Emitter<'_, '_>) -> Result<(), NoMemory> {
+    for (index, domain) in book.domains.iter() {
+        let (digest, table_frames) = domain_digest(memory, book, index)?;
+        let record = handover::Domain {
+            token: domain.token.0,
+            top_table: domain.top_table.get(),
+            digest,
+            table_frames,
+            levels: domain.levels,
+            format: handover::domain_format::SECOND_STAGE,
+            reserved: [0; 6],
+        };
+        out.record(kind::DOMAIN, &record)?;
+    }
+    for (_, run) in book.tables.iter() {
+        let (start, bytes) = (run.extent.start().get(), run.extent.bytes());
+        let domain = book.domains.ordinal(run.domain);
+        out.record(kind::DOMAIN_TABLES, &handover::DomainTables { start, bytes, domain, reserved: 0 })?;
+    }
+    for (domain, _) in book.domains.iter() {
+        for (unit, _) in book.units.iter() {
+            let Some((_, user)) = book.requesters.find(|k| k.domain == domain && k.unit == unit) else {
+                continue;
+            };
+            let record = handover::DomainIdUse {
+                domain: book.domains.ordinal(domain),
+                unit: book.units.ordinal(unit),
+                id: user.entry.domain_id().0,
+                reserved: [0; 3],
+            };
+            out.record(kind::DOMAIN_ID, &record)?;
+        }
+    }
+    Ok(())
+}
+
+fn requesters(book: &Book<'_>, out: &mut Emitter<'_, '_>) -> Result<(), NoMemory> {
+    for (_, kept) in book.requesters.iter() {
+        let record = handover::RequesterRecord {
+            token: kept.token.0,
+            context: kept.entry.raw(),
+            unit: book.units.ordinal(kept.unit),
+            domain: book.domains.ordinal(kept.domain),
+            segment: kept.requester.segment.0,
+            source: kept.requester.source.raw(),
+            reserved: 0,
+        };
+        out.record(kind::REQUESTER, &record)?;
+    }
+    for (_, alias) in book.aliases.iter() {
+        let requester = book.requesters.ordinal(alias.requester);
+        out.record(kind::ALIAS, &handover::Alias { requester, source: alias.source.raw(), reserved: 0 })?;
+    }
+    Ok(())
+}
+
+/// Digest of a unit's root table and preserved context tables as they will be after the cut-off.
+fn unit_digest<M: TableMemory>(memory: &M, book: &Book<'_>, unit: usize) -> Result<u64, NoMemory> {
+    let Some(kept) = book.units.get(unit) else { return Ok(0) };
+    let mut hasher = Hasher::new(0);
+    for bus in 0..root::ENTRIES {
+        let bus = bus as u8;
+        let stays = book.context_of(unit, bus).is_some();
+        let entry = if stays { roots::root_entry(memory, kept.root, bus)?.raw() } else { [0; 2] };
+        hasher.update_words(&entry);
+    }
+    for (_, run) in book.contexts.iter().filter(|(_, c)| c.unit == unit) {
+        for devfn in 0..spec::context::ENTRIES {
+            let devfn = devfn as u8;
+            let source = spec::SourceId::from_raw(u16::from(run.bus) << 8 | u16::from(devfn));
+            let stays = book.owner(kept.id.segment, source).is_some();
+            let entry = if stays { roots::context_entry(memory, run.table, devfn)?.raw() } else { [0; 2] };
+            hasher.update_words(&entry);
+        }
+    }
+    Ok(hasher.finish())
+}
+
+/// Digest of a domain's table frames and their number.
+fn domain_digest<M: TableMemory>(memory: &M, book: &Book<'_>, domain: usize) -> Result<(u64, u64), NoMemory> {
+    let mut hasher = Hasher::new(0);
+    let mut frames = 0;
+    let mut chunk = [0; 64];
+    for (_, run) in book.tables.iter().filter(|(_, t)| t.domain == domain) {
+        frames += run.extent.count();
+        for offset in (0..run.extent.bytes()).step_by(size_of_val(&chunk)) {
+            memory.read_words(run.extent.start().plus(offset), &mut chunk)?;
+            hasher.update_words(&chunk);
+        }
+    }
+    Ok((hasher.finish(), frames))
+}
+
+/// Frames records and counts them.
+struct Emitter<'s, 'a> {
+    sink: &'s mut Sink<'a>,
+    length: Length,
+}
+
+impl Emitter<'_, '_> {
+    fn record<T: IntoBytes + Immutable>(&mut self, kind: u16, body: &T) -> Result<(), NoMemory> {
+        let bytes = (size_of::<RecordHeader>() + size_of::<T>()) as u32;
+        self.words(&RecordHeader { kind, version: 1, bytes })?;
+        self.words(body)?;
+        self.length.records += 1;
+        Ok(())
+    }
+
+    fn words<T: IntoBytes + Immutable>(&mut self, item: &T) -> Result<(), NoMemory> {
+        for word in words_of(item) {
+            (self.sink)(word)?;
+            self.length.words += 1;
+        }
+        Ok(())
+    }
+}
+
+/// The 64-bit words of a record part, whose size is a multiple of 8.
+fn words_of<T: IntoBytes + Immutable>(item: &T) -> impl Iterator<Item = u64> + '_ {
+    item.as_bytes().chunks_exact(8).map(|c| {
+        let mut word = [0; 8];
+        word.copy_from_slice(c);
+        u64::from_le_bytes(word)
+    })
+}
+
+/// Writes a whole blob to `at`: header, records, digest. Returns the digest.
+pub(crate) fn write_blob<M: TableMemory>(
+    memory: &M,
+    at: PhysAddr,
+    length: &Length,
+    book: &Book<'_>,
+    about: &About<'_>,
+    registers: &dyn Fn(usize) -> Registers,
+) -> Result<u64, NoMemory> {
+    let header = Header {
+        magic: handover::MAGIC,
+        version: handover::VERSION,
+        oldest_reader: handover::OLDEST_READABLE,
+        bytes: size_of::<Header>() as u64 + 8 * length.words,
+        records: length.records,
+        reserved0: 0,
+        digest: 0,
+        reserved1: [0; 3],
+    };
+    let mut hasher = Hasher::new(0);
+    let mut next = at;
+    let mut put = |word: u64| {
+        hasher.update_words(&[word]);
+        memory.write(next, word)?;
+        next = next.plus(8);
+        Ok(())
+    };
+    for word in words_of(&header) {
+        put(word)?;
+    }
+    emit(memory, book, about, registers, &mut put)?;
+    let digest = hasher.finish();
+    memory.write(at.plus(core::mem::offset_of!(Header, digest) as u64), digest)?;
+    Ok(digest)
+}
