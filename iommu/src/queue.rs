@@ -1,1 +1,215 @@
-//! Placeholder.
+//! The invalidation queue: descriptors in, a status word back (VT-d 6.5.2).
+//!
+//! Every batch ends with a wait descriptor whose status is seen before [`Queue::submit`] returns, so the queue is empty
+//! between batches and head and tail are read from hardware each time. A descriptor that hardware refuses stops the queue
+//! (FSTS.IQE); it is replaced and the queue goes on, but the batch counts as failed.
+
+use crate::Hal;
+use crate::registers::{Patience, Registers};
+use core::cell::Cell;
+use liveupdate::host::TimedOut;
+use spec::invalidation::{Wait, kind};
+use spec::regs::{Fsts, Gcmd, Gsts, Iqa, offset};
+use spec::{Extent, PAGE_SIZE, PhysAddr};
+
+/// Frames that a queue is made of: one of descriptors, one for the status word.
+pub const FRAMES: u64 = 2;
+/// Bytes of a descriptor in a queue of our own.
+const DESCRIPTOR: u64 = 16;
+/// Refused descriptors of a predecessor that are replaced before its queue is given up.
+const REPAIRS: u32 = 16;
+/// Head and tail are byte offsets in bits 18:4.
+const OFFSET_MASK: u64 = 0x7_fff0;
+
+/// A 128-bit descriptor.
+pub type Descriptor = [u64; 2];
+
+/// A queue of our own that a unit works on.
+#[derive(Debug)]
+pub struct Queue {
+    base: PhysAddr,
+    status: PhysAddr,
+    sequence: Cell<u32>,
+}
+
+impl Queue {
+    /// A queue in `frames`, which are [`FRAMES`] many and zeroed.
+    #[must_use]
+    pub const fn new(frames: Extent) -> Self {
+        Self { base: frames.start(), status: frames.start().plus(PAGE_SIZE), sequence: Cell::new(0) }
+    }
+
+    /// Puts the queue in and switches it on. The unit's queue must be off.
+    ///
+    /// # Errors
+    /// [`TimedOut`] when the unit does not take it, or a first wait descriptor does not come back.
+    pub fn start<H: Hal>(&self, registers: &Registers<'_, H>) -> Result<(), TimedOut> {
+        let errors = Fsts::ZERO.with_iqe(true).with_ice(true).with_ite(true);
+        registers.write32(offset::FSTS, errors.raw());
+        // Hardware zeroes the head when the queue is switched on, never the tail.
+        registers.write64(offset::IQT, 0);
+        registers.write64(offset::IQA, Iqa::ZERO.with_iqa(self.base.frame().number()).raw());
+        registers.command("switching the invalidation queue on", |c| c.with_qie(true), Gsts::qies)?;
+        self.submit(registers, "the first wait descriptor", &[])
+    }
+
+    /// Has hardware do `descriptors`, and waits until it has.
+    ///
+    /// # Errors
+    /// [`TimedOut`], naming `what`, or saying that hardware refused a descriptor.
+    pub fn submit<H: Hal>(
+        &self,
+        registers: &Registers<'_, H>,
+        what: &'static str,
+        descriptors: &[Descriptor],
+    ) -> Result<(), TimedOut> {
+        let needed = descriptors.len() as u64 + 1;
+        let tail = registers.read64(offset::IQT) & OFFSET_MASK;
+        registers.wait("room in the invalidation queue", || {
+            let head = registers.read64(offset::IQH) & OFFSET_MASK;
+            let used = (tail.wrapping_sub(head) % PAGE_SIZE) / DESCRIPTOR;
+            used + needed < PAGE_SIZE / DESCRIPTOR
+        })?;
+        let sequence = self.sequence.get().wrapping_add(1).max(1);
+        self.sequence.set(sequence);
+        let wait = wait_descriptor(self.status, sequence);
+        let mut at = tail;
+        for descriptor in descriptors.iter().chain([&wait]) {
+            store(registers, self.base.plus(at), *descriptor)?;
+            at = (at + DESCRIPTOR) % PAGE_SIZE;
+        }
+        registers.write64(offset::IQT, at);
+        registers.wait(what, || self.completed(registers, sequence) || registers.fault_status().iqe())?;
+        if self.completed(registers, sequence) {
+            return Ok(());
+        }
+        let refused = TimedOut {
+            unit: registers.id,
+            what: "a descriptor that the invalidation queue accepts",
+            waited: 0,
+        };
+        replace_refused(registers, self.status)?;
+        Err(refused)
+    }
+
+    fn completed<H: Hal>(&self, registers: &Registers<'_, H>, sequence: u32) -> bool {
+        registers.hal.read(self.status).is_ok_and(|word| word as u32 == sequence)
+    }
+}
+
+/// A wait descriptor that writes `sequence` to `status`.
+fn wait_descriptor(status: PhysAddr, sequence: u32) -> Descriptor {
+    Wait::ZERO
+        .with_kind(kind::WAIT)
+        .with_sw(true)
+        .with_stdata(u64::from(sequence))
+        .with_staddr(status.get() / 4)
+        .raw()
+}
+
+fn store<H: Hal>(registers: &Registers<'_, H>, at: PhysAddr, words: Descriptor) -> Result<(), TimedOut> {
+    let gone = |_| TimedOut { unit: registers.id, what: "memory under the invalidation queue", waited: 0 };
+    registers.hal.write(at, words[0]).map_err(gone)?;
+    registers.hal.write(at.plus(8), words[1]).map_err(gone)
+}
+
+fn load<H: Hal>(registers: &Registers<'_, H>, at: PhysAddr) -> Result<Descriptor, TimedOut> {
+    let gone = |_| TimedOut { unit: registers.id, what: "memory under the invalidation queue", waited: 0 };
+    Ok([registers.hal.read(at).map_err(gone)?, registers.hal.read(at.plus(8)).map_err(gone)?])
+}
+
+/// Where the queue that the unit works on now has its head, its tail, and how it is made.
+struct Present {
+    iqa: Iqa,
+    head: u64,
+    tail: u64,
+}
+
+impl Present {
+    fn look<H: Hal>(registers: &Registers<'_, H>) -> Self {
+        Self {
+            iqa: Iqa::from_raw(registers.read64(offset::IQA)),
+            head: registers.read64(offset::IQH) & OFFSET_MASK,
+            tail: registers.read64(offset::IQT) & OFFSET_MASK,
+        }
+    }
+    const fn address(&self, at: u64) -> PhysAddr {
+        PhysAddr::new(self.iqa.iqa() << 12).plus(at)
+    }
+    const fn bytes(&self) -> u64 {
+        PAGE_SIZE << self.iqa.qs()
+    }
+    const fn descriptor(&self) -> u64 {
+        if self.iqa.dw() { 32 } else { 16 }
+    }
+}
+
+/// After FSTS.IQE: puts a wait descriptor in the place of the refused one and lets the queue go on.
+///
+/// Hardware fetches again when the tail is written; QEMU needs that write, others do it when the bit is cleared.
+fn replace_refused<H: Hal>(registers: &Registers<'_, H>, status: PhysAddr) -> Result<(), TimedOut> {
+    let queue = Present::look(registers);
+    let place = queue.address(queue.head);
+    let saved = load(registers, place)?;
+    store(registers, place, wait_descriptor(status, 0))?;
+    registers.write32(offset::FSTS, Fsts::ZERO.with_iqe(true).raw());
+    registers.write64(offset::IQT, queue.tail);
+    let moved = registers.wait("going on after a refused descriptor", || {
+        registers.read64(offset::IQH) & OFFSET_MASK != queue.head || registers.fault_status().iqe()
+    });
+    // Whose memory this is now, only the caller knows: leave it as it was.
+    store(registers, place, saved)?;
+    moved
+}
+
+/// Switches off a queue that somebody else put in: drained first, repaired if it is stuck. `status` is a word of our own
+/// that wait descriptors may write to.
+///
+/// # Errors
+/// [`TimedOut`]; the old queue is still on then.
+pub fn retire<H: Hal>(registers: &Registers<'_, H>, status: PhysAddr) -> Result<(), TimedOut> {
+    let idle = || {
+        let queue = Present::look(registers);
+        queue.head == queue.tail
+    };
+    for _ in 0..REPAIRS {
+        registers
+            .wait("the predecessor's invalidation queue", || idle() || registers.fault_status().iqe())?;
+        if idle() {
+            break;
+        }
+        replace_refused(registers, status)?;
+    }
+    // A set error bit keeps the queue from fetching, also when nothing is left to fetch.
+    registers.write32(offset::FSTS, Fsts::ZERO.with_iqe(true).raw());
+    let off = |c: Gcmd| c.with_qie(false);
+    let what = "switching the predecessor's invalidation queue off";
+    // QEMU refuses unless the last descriptor was a wait. Ours always is, and so is Linux's: try without touching the
+    // predecessor's memory, and only then put a wait there.
+    let patience = Patience {
+        nanoseconds: registers.patience.nanoseconds / 10,
+        looks: registers.patience.looks.div_ceil(10),
+    };
+    let hasty = Registers { patience, ..*registers };
+    if hasty.command(what, off, |s| !s.qies()).is_ok() {
+        return Ok(());
+    }
+    append_wait(registers, status)?;
+    registers.command(what, off, |s| !s.qies())
+}
+
+/// Has the present queue, whoever made it, do one wait descriptor. Leaves the queue's memory as it was.
+fn append_wait<H: Hal>(registers: &Registers<'_, H>, status: PhysAddr) -> Result<(), TimedOut> {
+    let queue = Present::look(registers);
+    let place = queue.address(queue.tail);
+    let saved = [load(registers, place)?, load(registers, place.plus(queue.descriptor() - 16))?];
+    let seen = |word: u32| move || registers.hal.read(status).is_ok_and(|w| w as u32 == word);
+    let sequence = registers.hal.read(status).map_or(1, |w| (w as u32).wrapping_add(1).max(1));
+    store(registers, place.plus(queue.descriptor() - 16), [0; 2])?;
+    store(registers, place, wait_descriptor(status, sequence))?;
+    registers.write64(offset::IQT, (queue.tail + queue.descriptor()) % queue.bytes());
+    let done = registers.wait("a wait descriptor in the predecessor's queue", seen(sequence));
+    store(registers, place.plus(queue.descriptor() - 16), saved[1])?;
+    store(registers, place, saved[0])?;
+    done
+}

@@ -46,6 +46,8 @@ pub trait Format: Copy {
     fn load(&self, raw: u64, level: u8) -> Entry;
     /// The word for a leaf at `level`. `to` is a multiple of [`span`] of the level.
     fn leaf(&self, to: PhysAddr, level: u8, access: Access) -> u64;
+    /// The word for part `i` (0 to 511) of the leaf `raw` at `level` (1 or higher), one level down, all else being equal.
+    fn split(&self, raw: u64, level: u8, i: u64) -> u64;
     /// The word for the table at `to`, the entry being at `level` (1 or higher).
     fn table(&self, to: PhysAddr, level: u8) -> u64;
 }

@@ -1,8 +1,8 @@
 //! The second stage: what legacy context entries point at (VT-d 9.10).
 
-use super::format::{Access, Entry, Format};
-use spec::PhysAddr;
+use super::format::{Access, Entry, Format, span};
 use spec::second_stage::SecondStageEntry;
+use spec::{PAGE_SIZE, PhysAddr};
 
 /// Second-stage tables of a certain width and with certain leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +53,10 @@ impl Format for SecondStage {
     fn leaf(&self, to: PhysAddr, level: u8, access: Access) -> u64 {
         let entry = SecondStageEntry::ZERO.with_r(access.read).with_w(access.write).with_ps(level > 0);
         entry.with_addr(to.frame().number()).raw()
+    }
+    fn split(&self, raw: u64, level: u8, i: u64) -> u64 {
+        let entry = SecondStageEntry::from_raw(raw);
+        entry.with_ps(level > 1).with_addr(entry.addr() + i * span(level - 1) / PAGE_SIZE).raw()
     }
     fn table(&self, to: PhysAddr, _level: u8) -> u64 {
         // R and W of a table entry limit everything below it: permit all, leaves decide.
