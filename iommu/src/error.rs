@@ -16,6 +16,13 @@ pub enum UnitError {
         /// Its version register.
         version: u32,
     },
+    /// The unit can walk second-stage tables of no width that this driver builds (3 to 5 levels).
+    NoWidth {
+        /// The unit.
+        unit: UnitId,
+        /// Its capability register.
+        cap: u64,
+    },
     /// Take-over of a unit that does not translate, or whose root table was never set.
     NotRunning {
         /// The unit.
@@ -49,6 +56,9 @@ impl fmt::Display for UnitError {
             Self::NotThere(unit) => write!(f, "unit {unit}: nothing answers there; check the DMAR table"),
             Self::Version { unit, version } => {
                 write!(f, "unit {unit}: version register {version:#x} is not known")
+            }
+            Self::NoWidth { unit, cap } => {
+                write!(f, "unit {unit}: capabilities {cap:#x} offer no second-stage tables of 3 to 5 levels")
             }
             Self::NotRunning { unit, status } => {
                 write!(
@@ -199,6 +209,8 @@ pub enum DomainError {
     Frozen,
     /// A table of the domain lies where there is no memory.
     NoMemory(NoMemory),
+    /// Hardware did not confirm that it forgot the domain. It stays, with its tables and ids.
+    TimedOut(TimedOut),
 }
 
 impl fmt::Display for DomainError {
@@ -219,11 +231,17 @@ impl fmt::Display for DomainError {
             Self::InUse(requester) => write!(f, "{requester} is attached still; detach it first"),
             Self::Frozen => write!(f, "the domain is preserved or adopted; release it first"),
             Self::NoMemory(e) => write!(f, "page table: {e}"),
+            Self::TimedOut(e) => e.fmt(f),
         }
     }
 }
 impl core::error::Error for DomainError {}
 
+impl From<TimedOut> for DomainError {
+    fn from(e: TimedOut) -> Self {
+        Self::TimedOut(e)
+    }
+}
 impl From<NoMemory> for DomainError {
     fn from(e: NoMemory) -> Self {
         Self::NoMemory(e)

@@ -2,7 +2,7 @@
 //!
 //! From the hardware upwards: [`registers`] is the typed window on a unit's registers with the one bounded wait;
 //! [`queue`] and [`command`] make hardware forget, by the invalidation queue or by registers; [`unit`] brings a unit up or
-//! takes a running one over, and writes its root and context tables; [`faults`] reads what it recorded. Beside that,
+//! takes a running one over, [`entries`] writes its root and context tables; [`faults`] reads what it recorded. Beside that,
 //! [`table`] holds one walker over page-table formats, [`arena`] the frames that tables are made of, [`domain`] an address
 //! space. [`driver`] puts all units, domains and requesters of a machine together.
 //!
@@ -19,8 +19,10 @@ pub mod arena;
 pub mod command;
 pub mod domain;
 pub mod driver;
+pub mod entries;
 pub mod error;
 pub mod faults;
+pub mod ids;
 pub mod queue;
 pub mod registers;
 pub mod scope;
