@@ -6,7 +6,7 @@ use crate::frames::FrameAllocator;
 use crate::hardware::{Hardware, OwnTables};
 use crate::hw::exit::{Exit, exit};
 use crate::hw::hpet::{Hpet, NoClock};
-use crate::hw::serial::Serial;
+use crate::hw::serial::{self, Serial};
 use crate::hw::traps::{self, Origin};
 use crate::hw::{cpu, interrupts, physical};
 use crate::layout::{self, Area};
@@ -14,7 +14,10 @@ use crate::memory::{self, MapError};
 use crate::paging::{PageTables, PagingError, Rights};
 use crate::pvh::{self, PvhError};
 use crate::successor::Successor;
-use core::fmt::{self, Write};
+use alloc::format;
+use alloc::string::ToString;
+use core::fmt;
+use scenario::event::Event;
 use scenario::platform::MemoryRange;
 use spec::{Extent, PAGE_SIZE, PhysAddr};
 
@@ -92,7 +95,8 @@ pub fn run(kernel: &'static Kernel, entry: Entry) -> ! {
     match prepare(kernel, entry) {
         Ok(machine) => exit(crate::story::run(&machine)),
         Err(error) => {
-            let _ = writeln!(Serial, "kernel {} cannot start: {error}", kernel.release);
+            let step = format!("start of kernel {}", kernel.release);
+            serial::event(&Event::Failed { step, why: error.to_string() });
             exit(Exit::Failure)
         }
     }

@@ -3,7 +3,7 @@
 
 use crate::boot::Kernel;
 use crate::bootparam::BootParameters;
-use crate::hw::serial::Serial;
+use crate::hw::serial::{self, Serial};
 use crate::hw::{cpu, hpet::Hpet, physical, port};
 use crate::paging::{PageTables, PagingError, Rights, TableWords};
 use crate::{cmdline, frames::FrameAllocator, memory};
@@ -19,9 +19,9 @@ const LOW_MEMORY_END: u64 = 4 << 30;
 const LARGE: u64 = 2 << 20;
 const CONFIG_ADDRESS: u16 = 0xcf8;
 const CONFIG_DATA: u16 = 0xcfc;
-/// Fault event data register of q35's remapping unit (VT-d 11.4.11). The kernel never unmasks fault events, so the value
+/// Fault event data register of q35's remapping unit (VT-d 11.4.7.2). The kernel never unmasks fault events, so the value
 /// means nothing to hardware; QEMU's trace shows every write.
-const MARK_REGISTER: u64 = 0xfed9_0000 + 0x3c;
+const MARK_REGISTER: u64 = 0xfed9_0000 + spec::regs::offset::FEDATA;
 
 /// The words of the kernel's own page tables.
 #[derive(Debug)]
@@ -248,12 +248,7 @@ impl Platform for Hardware {
         cmdline::option(&self.boot.command_line, key)
     }
     fn event(&self, event: &Event) {
-        match serde_json::to_string(event) {
-            Ok(json) => {
-                let _ = writeln!(Serial, "@{json}");
-            }
-            Err(error) => self.log(format_args!("an event was lost: {error}")),
-        }
+        serial::event(event);
     }
     fn log(&self, message: fmt::Arguments<'_>) {
         let now = self.now() / 1000;

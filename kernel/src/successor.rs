@@ -16,6 +16,9 @@ use alloc::string::{String, ToString};
 use core::fmt;
 use scenario::platform::Platform;
 
+/// What a scratch area is filled with before an image is loaded: no canonical address, and no instruction that goes on.
+const WIPED: u64 = 0xcccc_cccc_cccc_cccc;
+
 /// Why there is no successor to jump to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SuccessorError {
@@ -116,6 +119,7 @@ impl Successor {
             let (bundle, image) = (packed.release.to_string(), image.release().to_string());
             return Err(SuccessorError::Release { bundle, image });
         }
+        wipe(machine, area)?;
         copy_image(machine, &image)?;
         let parameters = BootParameters {
             update: boot.update + 1,
@@ -162,10 +166,16 @@ fn parameter_block(area: Area) -> &'static mut [u8] {
     unsafe { physical::slice_mut(area.parameters().start, area.parameters().bytes()) }
 }
 
+/// Overwrites the whole area, so that no kernel can live off what an earlier one left there. A predecessor's image, stack
+/// and page tables are among it: whoever still used them would fail at once.
+fn wipe(machine: &Hardware, area: Area) -> Result<(), PagingError> {
+    machine.set_rights(area.start, area.end, Rights::ReadWrite)?;
+    // SAFETY: the free scratch area: whole pages, writable since the line above, and used by nobody.
+    unsafe { physical::fill(area.start, area.bytes(), WIPED) };
+    Ok(())
+}
+
 fn copy_image(machine: &Hardware, image: &KernelImage<'_>) -> Result<(), PagingError> {
-    // The last successor's rights, if one was loaded here before, do not matter any more.
-    let place = machine.kernel().home.other().image();
-    machine.set_rights(place.start, place.end, Rights::ReadWrite)?;
     for segment in image.segments() {
         // SAFETY: the check placed the segment within the image's part of the free scratch area.
         let memory = unsafe { physical::slice_mut(segment.address, segment.memory_bytes) };

@@ -1,7 +1,8 @@
 //! The first serial port: where events and messages go.
 
 use super::port;
-use core::fmt;
+use core::fmt::{self, Write};
+use scenario::event::Event;
 
 const DATA: u16 = 0x3f8;
 const INTERRUPT_ENABLE: u16 = DATA + 1;
@@ -38,6 +39,14 @@ impl Serial {
             }
         }
     }
+}
+
+/// Reports an event: one line `@{json}`, which is what the command reads.
+pub fn event(event: &Event) {
+    let _ = match serde_json::to_string(event) {
+        Ok(json) => writeln!(Serial, "@{json}"),
+        Err(error) => writeln!(Serial, "an event was lost: {error}"),
+    };
 }
 
 impl fmt::Write for Serial {
