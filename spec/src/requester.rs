@@ -87,7 +87,7 @@ impl fmt::Display for DomainId {
     }
 }
 
-/// One remapping hardware unit: known by its segment and the physical base of its registers (VT-d 8.4).
+/// One remapping hardware unit: known by its segment and the physical base of its registers (VT-d 8.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct UnitId {
     /// The segment whose requesters the unit translates.
