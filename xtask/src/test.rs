@@ -1,9 +1,9 @@
 //! `cargo xtask test`: every test there is, and one line that sums them up.
 //!
 //! Three kinds of suites: the workspace (which includes the built-in machine), the kernel's own library on the
-//! host, and the tests on QEMU, once for each release. A suite's output is shown as it comes while its result
-//! lines are added up. A suite that cannot run, because QEMU could not be fetched for instance, is a failure;
-//! leaving it out is a decision that the user makes on the command line.
+//! host, and the tests on QEMU (the kernels alone, then whole updates), once for each release. A suite's output is
+//! shown as it comes while its result lines are added up. A suite that cannot run, because QEMU could not be
+//! fetched for instance, is a failure; leaving it out is a decision that the user makes on the command line.
 
 use crate::process::{cargo_command, phase, root};
 use crate::qemu::Release;
@@ -14,7 +14,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
-/// Names the QEMU that the tests in `holdover/tests/qemu.rs` run.
+/// Names the QEMU that the tests in `kernel/tests/qemu.rs` and `holdover/tests/qemu.rs` run.
 const QEMU_VARIABLE: &str = "HOLDOVER_QEMU";
 /// Names a directory with reference data (dumps of real tables, layouts) that some tests compare with.
 const SHARED_VARIABLE: &str = "HOLDOVER_SHARED";
@@ -37,13 +37,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         suite("kernel library", cargo_command(&["test", "--manifest-path", "kernel/Cargo.toml", "--lib"])),
     ];
     if !options.no_qemu {
-        results.extend(options.qemu_versions.iter().map(|&release| on_qemu(release)));
+        results.extend(options.qemu_versions.iter().flat_map(|&release| on_qemu(release)));
     }
 
     println!();
     let mut sum = Tally::default();
     for (name, tally) in &results {
-        println!("{name:<16} {tally}");
+        println!("{name:<20} {tally}");
         sum += *tally;
     }
     println!("{sum}");
@@ -51,20 +51,25 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// The tests on one release of QEMU, which is fetched if need be.
-fn on_qemu(release: Release) -> (String, Tally) {
+fn on_qemu(release: Release) -> Vec<(String, Tally)> {
     let name = format!("QEMU {release}");
     let program =
         match prefix::ensure(release).and_then(|program| qemu::version_of(&program).map(|_| program)) {
             Ok(program) => program,
             Err(error) => {
                 eprintln!("error: {error:#}\n(`cargo xtask test --no-qemu` leaves the tests on QEMU out)");
-                return (name, Tally::one_failure());
+                return vec![(name, Tally::one_failure())];
             }
         };
+    let kernel =
+        ["test", "--manifest-path", "kernel/Cargo.toml", "--release", "--no-fail-fast", "--test", "qemu"];
     let args = ["test", "--package", "holdover", "--release", "--no-fail-fast", "--test", "qemu"];
-    let mut command = cargo_command(&args);
-    command.env(QEMU_VARIABLE, program);
-    suite(&name, command)
+    [(format!("kernel, {name}"), cargo_command(&kernel)), (name, cargo_command(&args))]
+        .map(|(name, mut command)| {
+            command.env(QEMU_VARIABLE, &program);
+            suite(&name, command)
+        })
+        .into()
 }
 
 /// Runs one suite and judges it.
