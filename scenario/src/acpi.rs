@@ -330,3 +330,6 @@ fn le32(bytes: &[u8]) -> u32 {
 fn le64(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
+
+#[cfg(test)]
+mod tests;

@@ -189,3 +189,82 @@ impl<'p, P: Platform + ?Sized> Edu<'p, P> {
         self.platform.mmio_write64(self.base.plus(offset), value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{FakeEdu, Machine};
+
+    const BASE: PhysAddr = PhysAddr::new(0xfea0_0000);
+
+    fn machine() -> Machine {
+        Machine::new(0x1_0000).with_device(BASE.get(), 1 << 20, FakeEdu::new())
+    }
+
+    fn transfer(direction: Direction, memory: u64, offset: u64, count: u64) -> Transfer {
+        Transfer { direction, memory: Iova::new(memory), offset, count }
+    }
+
+    #[test]
+    fn bytes_go_into_the_device_and_come_back_elsewhere() {
+        let machine = machine();
+        let edu = Edu::open(&machine, BASE).unwrap();
+        machine.write(PhysAddr::new(0x1000), b"something to remember").unwrap();
+        edu.start(transfer(Direction::ToDevice, 0x1000, 64, 21)).unwrap();
+        edu.wait(2 * TRANSFER_NS).unwrap();
+        edu.start(transfer(Direction::ToMemory, 0x2001, 64, 21)).unwrap();
+        edu.wait(2 * TRANSFER_NS).unwrap();
+        let mut back = [0; 23];
+        machine.read(PhysAddr::new(0x2000), &mut back).unwrap();
+        assert_eq!(&back, b"\0something to remember\0");
+    }
+
+    #[test]
+    fn a_transfer_is_in_flight_until_its_time_and_shows_itself_to_who_opens_the_device_meanwhile() {
+        let machine = machine();
+        let started = transfer(Direction::ToMemory, 0x3000, 8, 4087);
+        Edu::open(&machine, BASE).unwrap().start(started).unwrap();
+        machine.sleep(TRANSFER_NS / 2);
+        let edu = Edu::open(&machine, BASE).unwrap();
+        assert!(edu.busy());
+        assert_eq!(edu.last_transfer(), started);
+        assert_eq!(edu.start(started), Err(EduError::Busy));
+        assert_eq!(edu.wait(TRANSFER_NS / 10), Err(EduError::TooSlow { limit_ns: TRANSFER_NS / 10 }));
+        edu.wait(TRANSFER_NS).unwrap();
+        assert_eq!(edu.last_transfer(), started);
+    }
+
+    #[test]
+    fn transfers_that_would_bring_qemu_down_or_go_astray_are_refused() {
+        let machine = machine();
+        let edu = Edu::open(&machine, BASE).unwrap();
+        for (offset, count) in [(0, 0), (0, 4096), (8, 4088), (4096, 1), (u64::MAX, 2)] {
+            let refused = edu.start(transfer(Direction::ToDevice, 0, offset, count));
+            assert_eq!(refused, Err(EduError::OutsideBuffer { offset, count }));
+        }
+        for memory in [ADDRESS_LIMIT - 7, ADDRESS_LIMIT, u64::MAX - 3] {
+            let refused = edu.start(transfer(Direction::ToMemory, memory, 0, 8));
+            assert_eq!(refused, Err(EduError::AddressTooHigh { memory: Iova::new(memory) }));
+        }
+        assert!(!edu.busy());
+        edu.start(transfer(Direction::ToMemory, ADDRESS_LIMIT - 8, 0, 8)).unwrap();
+    }
+
+    #[test]
+    fn a_wait_ends_also_when_the_clock_stands_still() {
+        let machine = machine();
+        let edu = Edu::open(&machine, BASE).unwrap();
+        edu.start(transfer(Direction::ToMemory, 0x3000, 0, 8)).unwrap();
+        machine.tick.set(0);
+        assert_eq!(edu.wait(1_000_000), Err(EduError::TooSlow { limit_ns: 1_000_000 }));
+    }
+
+    #[test]
+    fn another_device_is_not_taken_for_an_edu() {
+        for id in [0x0100_00ee, u64::from(u32::MAX)] {
+            let machine = Machine::new(0).with_device(BASE.get(), 1 << 20, FakeEdu::with_id(id));
+            let refused = Edu::open(&machine, BASE).map(drop);
+            assert_eq!(refused, Err(EduError::NotEdu { base: BASE, id: id as u32 }));
+        }
+    }
+}

@@ -187,9 +187,11 @@ impl<'p, P: Platform + ?Sized> Controller<'p, P> {
     /// # Errors
     /// [`HdaError::BadAddress`].
     pub fn set_position_buffer(&self, buffer: Option<Iova>) -> Result<(), HdaError> {
-        self.platform.mmio_write32(self.base.plus(reg::DPLBASE), 0);
         if let Some(address) = buffer {
             self.check_address(address, POSITION_BUFFER_BYTES)?;
+        }
+        self.platform.mmio_write32(self.base.plus(reg::DPLBASE), 0);
+        if let Some(address) = buffer {
             self.platform.mmio_write32(self.base.plus(reg::DPUBASE), (address.get() >> 32) as u32);
             self.platform.mmio_write32(self.base.plus(reg::DPLBASE), address.get() as u32 | DPLBASE_ENABLE);
         }
@@ -421,3 +423,6 @@ fn await_ctl<P: Platform + ?Sized>(
     poll::until(platform, LIMIT_NS, || done(ctl()))
         .map_err(|_| HdaError::StreamStuck { stream, ctl: ctl().raw() })
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,8 @@ extern crate alloc;
 pub mod acpi;
 pub mod edu;
 pub mod event;
+#[cfg(test)]
+mod fake;
 pub mod hda;
 pub mod pci;
 pub mod platform;

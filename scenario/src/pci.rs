@@ -589,3 +589,6 @@ fn set_command<P: Platform + ?Sized>(platform: &P, function: SourceId, wanted: u
     }
     Err(PciError::CommandRefused { function, wanted: wanted as u16, found: found as u16 })
 }
+
+#[cfg(test)]
+mod tests;
