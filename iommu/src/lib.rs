@@ -4,7 +4,8 @@
 //! [`queue`] and [`command`] make hardware forget, by the invalidation queue or by registers; [`unit`] brings a unit up or
 //! takes a running one over, [`entries`] writes its root and context tables; [`faults`] reads what it recorded. Beside that,
 //! [`table`] holds one walker over page-table formats, [`arena`] the frames that tables are made of, [`domain`] an address
-//! space. [`driver`] puts all units, domains and requesters of a machine together.
+//! space. [`driver`] puts all units and domains of a machine together, [`requesters`] attaches to them, by the units'
+//! [`scope`]s and with [`ids`] unique per unit.
 //!
 //! The driver reaches the machine through [`Hal`] alone, and implements the host traits of `liveupdate`.
 #![no_std]
@@ -25,6 +26,7 @@ pub mod faults;
 pub mod ids;
 pub mod queue;
 pub mod registers;
+pub mod requesters;
 pub mod scope;
 pub mod table;
 pub mod unit;
@@ -33,7 +35,7 @@ pub mod unit;
 mod fake;
 
 pub use domain::DomainHandle;
-pub use driver::Iommu;
+pub use driver::{Iommu, Setup};
 pub use error::{AttachError, DomainError, MapError, UnitError};
 pub use faults::{Fault, FaultSummary};
 pub use scope::{Topology, UnitDescription};

@@ -1,6 +1,7 @@
 //! Which unit watches a requester: device scopes of the DMAR table, followed through bridges (VT-d 8.3, 8.3.1).
 
 use alloc::vec::Vec;
+use spec::dmar::{Dmar, DmarError, Structure, scope_kind};
 use spec::{Requester, Segment, SourceId, UnitId};
 
 /// What the driver must know of the machine's buses, as they are numbered now.
@@ -66,6 +67,31 @@ impl Scope {
                 .bridge(Requester::new(segment, target))
                 .is_some_and(|(secondary, subordinate)| (secondary..=subordinate).contains(&source.bus()))
     }
+}
+
+/// The units that a DMAR table declares, in its order.
+///
+/// # Errors
+/// The table's first defect. Structures and scopes of unknown kinds are passed over.
+pub fn units_of(dmar: &Dmar<'_>) -> Result<Vec<UnitDescription>, DmarError> {
+    let mut units = Vec::new();
+    for structure in dmar.structures() {
+        let Structure::Drhd { drhd, scopes } = structure? else { continue };
+        let mut known = Vec::new();
+        for scope in scopes {
+            let scope = scope?;
+            let kind = match scope.header.kind {
+                scope_kind::PCI_ENDPOINT => ScopeKind::Endpoint,
+                scope_kind::PCI_SUB_HIERARCHY => ScopeKind::Bridge,
+                scope_kind::IOAPIC | scope_kind::HPET | scope_kind::ACPI_NAMESPACE => ScopeKind::SourceId,
+                _ => continue,
+            };
+            let path = scope.path().iter().map(|step| (step.device, step.function)).collect();
+            known.push(Scope { kind, start_bus: scope.header.start_bus, path });
+        }
+        units.push(UnitDescription { id: drhd.unit(), catch_all: drhd.includes_all(), scopes: known });
+    }
+    Ok(units)
 }
 
 /// Index in `units` of the one that watches `requester`: the one that names it, else the segment's catch-all.
