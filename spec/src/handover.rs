@@ -41,6 +41,24 @@ pub mod kind {
     pub const REQUESTER: u16 = 9;
     /// [`super::Alias`].
     pub const ALIAS: u16 = 10;
+    /// [`super::Container`].
+    pub const CONTAINER: u16 = 11;
+}
+
+/// Bytes of a record's body that every release wrote: a reader refuses shorter ones, and takes what a release before did
+/// not write yet as zero. `None` for kinds that this release does not know.
+#[must_use]
+pub const fn least_body(of: u16) -> Option<usize> {
+    Some(match of {
+        kind::RELEASE => 72,
+        kind::UNIT => 48,
+        kind::SCRATCH | kind::CONTEXT_TABLE | kind::DOMAIN_ID | kind::CONTAINER => 16,
+        kind::REGION => 32,
+        kind::DOMAIN | kind::REQUESTER => 40,
+        kind::DOMAIN_TABLES => 24,
+        kind::ALIAS => 8,
+        _ => return None,
+    })
 }
 
 wire! {
@@ -163,9 +181,9 @@ wire! {
 
 /// Formats of a domain's tables.
 pub mod domain_format {
-    /// Second-stage tables (VT-d 9.10).
+    /// Second-stage tables (VT-d 9.8).
     pub const SECOND_STAGE: u8 = 0;
-    /// First-stage tables (VT-d 9.9).
+    /// First-stage tables (VT-d 9.7).
     pub const FIRST_STAGE: u8 = 1;
 }
 
@@ -246,5 +264,15 @@ wire! {
         source: u16,
         /// Reserved.
         reserved: u16,
+    }
+}
+
+wire! {
+    /// The frames that hold the handover itself: records, map and tree. Free once the handover is finished with.
+    pub struct Container (16) {
+        /// Physical address, a multiple of 4096.
+        start: u64,
+        /// Length in bytes, a multiple of 4096.
+        bytes: u64,
     }
 }

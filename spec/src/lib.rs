@@ -18,12 +18,15 @@ pub mod context;
 pub mod dmar;
 pub mod fault;
 pub mod fdt;
+pub mod first_stage;
 pub mod handover;
+pub mod interrupt;
 pub mod invalidation;
 pub mod kho;
 pub mod regs;
 pub mod requester;
 pub mod root;
+pub mod scalable;
 pub mod second_stage;
 pub mod xxh64;
 

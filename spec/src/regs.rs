@@ -1,5 +1,20 @@
 //! Registers of a remapping unit (VT-d 11.4): offsets and contents.
 
+mod code;
+mod event;
+mod list;
+mod more;
+
+pub use code::{
+    address_type, device_granularity, function_mask, iotlb_granularity, queue_error, queue_width, table_mode,
+};
+pub use event::{EventAddress, EventControl, EventData, EventUpperAddress};
+pub use list::{REGISTERS, Register};
+pub use more::{
+    AdvancedFaultLog, EnhancedCommand, EnhancedCommandCap3, EnhancedResponse, Ics, Iqh, Iqt, MtrrCap,
+    MtrrDefault, PerfCap, PerfEventCap, PerfInterruptStatus, Pqa, Pqh, Pqt, Prs, enhanced_command,
+};
+
 use crate::{PhysAddr, SourceId};
 
 /// Byte offsets from the unit's register base.
@@ -28,6 +43,8 @@ pub mod offset {
     pub const FEADDR: u64 = 0x40;
     /// Fault event upper address (11.4.7), 32 bits.
     pub const FEUADDR: u64 = 0x44;
+    /// Advanced fault log (11.4.7), 64 bits.
+    pub const AFLOG: u64 = 0x58;
     /// Protected memory enable (11.4.8), 32 bits.
     pub const PMEN: u64 = 0x64;
     /// Protected low memory base (11.4.8), 32 bits.
@@ -46,10 +63,71 @@ pub mod offset {
     pub const IQA: u64 = 0x90;
     /// Invalidation completion status (11.4.9), 32 bits.
     pub const ICS: u64 = 0x9c;
+    /// Invalidation event control (11.4.9), 32 bits.
+    pub const IECTL: u64 = 0xa0;
+    /// Invalidation event data (11.4.9), 32 bits.
+    pub const IEDATA: u64 = 0xa4;
+    /// Invalidation event address (11.4.9), 32 bits.
+    pub const IEADDR: u64 = 0xa8;
+    /// Invalidation event upper address (11.4.9), 32 bits.
+    pub const IEUADDR: u64 = 0xac;
     /// Invalidation queue error record (11.4.9), 64 bits.
     pub const IQERCD: u64 = 0xb0;
     /// Interrupt remapping table address (11.4.10), 64 bits.
     pub const IRTA: u64 = 0xb8;
+    /// Page request queue head (11.4.11), 64 bits.
+    pub const PQH: u64 = 0xc0;
+    /// Page request queue tail (11.4.11), 64 bits.
+    pub const PQT: u64 = 0xc8;
+    /// Page request queue address (11.4.11), 64 bits.
+    pub const PQA: u64 = 0xd0;
+    /// Page request status (11.4.11), 32 bits.
+    pub const PRS: u64 = 0xdc;
+    /// Page request event control (11.4.11), 32 bits.
+    pub const PECTL: u64 = 0xe0;
+    /// Page request event data (11.4.11), 32 bits.
+    pub const PEDATA: u64 = 0xe4;
+    /// Page request event address (11.4.11), 32 bits.
+    pub const PEADDR: u64 = 0xe8;
+    /// Page request event upper address (11.4.11), 32 bits.
+    pub const PEUADDR: u64 = 0xec;
+    /// Memory type range capability (11.4.12), 64 bits.
+    pub const MTRRCAP: u64 = 0x100;
+    /// Default memory type (11.4.12), 64 bits.
+    pub const MTRRDEF: u64 = 0x108;
+    /// Fixed memory type ranges (11.4.12), 64 bits each: one of 64 KiB steps, two of 16 KiB, eight of 4 KiB.
+    pub const MTRR_FIXED: [u64; 11] =
+        [0x120, 0x128, 0x130, 0x138, 0x140, 0x148, 0x150, 0x158, 0x160, 0x168, 0x170];
+    /// Variable memory type ranges (11.4.12): base of range 0, 64 bits. Its mask follows at +8, the next range at +16.
+    pub const MTRR_VARIABLE: u64 = 0x180;
+    /// Performance monitoring capability (11.4.13), 64 bits.
+    pub const PERFCAP: u64 = 0x300;
+    /// Where the performance configuration registers start (11.4.13), 32 bits.
+    pub const PERFCFGOFF: u64 = 0x310;
+    /// Where the performance overflow registers start (11.4.13), 32 bits.
+    pub const PERFOVFOFF: u64 = 0x318;
+    /// Where the performance counters start (11.4.13), 32 bits.
+    pub const PERFCNTROFF: u64 = 0x31c;
+    /// Performance interrupt status (11.4.13), 32 bits.
+    pub const PERFINTRSTS: u64 = 0x324;
+    /// Performance interrupt control (11.4.13), 32 bits.
+    pub const PERFINTRCTL: u64 = 0x328;
+    /// Performance event capability (11.4.13), 64 bits.
+    pub const PERFEVNTCAP: u64 = 0x380;
+    /// Enhanced command (11.4.14), 64 bits.
+    pub const ECMD: u64 = 0x400;
+    /// Operand of an enhanced command (11.4.14), 64 bits.
+    pub const ECEO: u64 = 0x408;
+    /// Response to an enhanced command (11.4.14), 64 bits.
+    pub const ECRSP: u64 = 0x410;
+    /// First of the enhanced command capabilities (11.4.14), 64 bits.
+    pub const ECCAP: u64 = 0x430;
+    /// Virtual command (11.4.15), 64 bits. Another layout of the three is in use as well: not to be relied on.
+    pub const VCMD: u64 = 0xe00;
+    /// Response to a virtual command (11.4.15), 64 bits; see [`VCMD`].
+    pub const VCRSP: u64 = 0xe10;
+    /// Virtual command capability (11.4.15), 64 bits; see [`VCMD`].
+    pub const VCCAP: u64 = 0xe30;
 }
 
 bitfields! {
@@ -265,10 +343,12 @@ bitfields! {
 }
 
 impl Gsts {
+    /// The bits that [`as_command`](Self::as_command) keeps: all but the status of one-shot commands.
+    pub const COMMAND_MASK: u32 = 0x96ff_ffff;
     /// The command that leaves everything as it is: the status without its one-shot bits 24, 27, 29 and 30.
     #[must_use]
     pub const fn as_command(self) -> Gcmd {
-        Gcmd::from_raw(self.with_irtps(false).with_wbfs(false).with_fls(false).with_rtps(false).raw())
+        Gcmd::from_raw(self.raw() & Self::COMMAND_MASK)
     }
 }
 
@@ -400,6 +480,19 @@ bitfields! {
     }
 }
 
+/// What a request wanted (VT-d 11.4.7.6, bits T1 and T2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestKind {
+    /// To write.
+    Write,
+    /// A page, by a page request.
+    Page,
+    /// To read.
+    Read,
+    /// To read and write at once.
+    Atomic,
+}
+
 impl FaultRecord {
     /// Who asked.
     #[must_use]
@@ -410,6 +503,21 @@ impl FaultRecord {
     #[must_use]
     pub const fn page(self) -> u64 {
         self.fi() << 12
+    }
+    /// Index of the interrupt that was asked for, when `fr` is one of interrupt remapping.
+    #[must_use]
+    pub const fn interrupt_index(self) -> u16 {
+        (self.page() >> 48) as u16
+    }
+    /// What the request wanted.
+    #[must_use]
+    pub const fn request(self) -> RequestKind {
+        match (self.t1(), self.t2()) {
+            (false, false) => RequestKind::Write,
+            (false, true) => RequestKind::Page,
+            (true, false) => RequestKind::Read,
+            (true, true) => RequestKind::Atomic,
+        }
     }
 }
 

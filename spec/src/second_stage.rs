@@ -1,4 +1,4 @@
-//! Second-stage paging entries (VT-d 9.10): R and W in place of a present bit, leaves at 4 KiB, 2 MiB and 1 GiB.
+//! Second-stage paging entries (VT-d 9.8): R and W in place of a present bit, leaves at 4 KiB, 2 MiB and 1 GiB.
 //!
 //! Levels are counted from 0 here: level 0 holds 4 KiB leaves, level 1 2 MiB, level 2 1 GiB; levels 3 and 4 hold tables
 //! only.
@@ -43,7 +43,7 @@ bitfields! {
 }
 
 impl SecondStageEntry {
-    /// Whether hardware would follow the entry: any of R, W (VT-d 9.10; X counts only with SSEE).
+    /// Whether hardware would follow the entry: any of R, W (VT-d 9.8; X counts only with SSEE).
     #[must_use]
     pub const fn is_present(self) -> bool {
         self.r() || self.w()
