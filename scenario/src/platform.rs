@@ -5,6 +5,7 @@
 //! [`Platform::mmio_read32`] and its siblings like any other device's.
 
 use crate::event::Event;
+use alloc::string::String;
 use core::fmt;
 use spec::{Extent, PhysAddr, SourceId};
 
@@ -86,6 +87,14 @@ pub trait Platform {
     fn home(&self) -> Extent;
     /// The area that the successor will boot in, `None` when there is no successor.
     fn successor_home(&self) -> Option<Extent>;
+    /// Checks the successor and loads it into its area, so that nothing about it can fail after the freeze. Called once,
+    /// before anything is preserved. A platform whose successor needs no loading keeps this.
+    ///
+    /// # Errors
+    /// Why the successor is not taken, in words; the kernel goes on without an update.
+    fn load_successor(&self) -> Result<(), String> {
+        Ok(())
+    }
     /// `count` adjacent zeroed frames of RAM outside both areas, at a multiple of `align` frames (a power of two).
     /// `above` asks for frames at or above that address when there are some.
     fn allocate(&self, count: u64, align: u64, above: PhysAddr) -> Option<Extent>;
