@@ -1,1 +1,30 @@
-//! placeholder
+//! A simulated machine whose remapping hardware has caches that go stale, a queue that takes time, and devices that do DMA
+//! between any two steps of the kernel.
+//!
+//! [`Machine`] is hardware: [`memory`], [`pci`], [`acpi`], [`devices`] and the remapping units of [`vtd`], all under one clock
+//! ([`machine`]) and one seed ([`dice`]). [`Kernel`] is a kernel's view of it, the scenario's
+//! [`Platform`](scenario::platform::Platform): the code that runs on real machines runs on it unchanged. What happened is in the
+//! [`trace`], which no kernel can touch. [`faults`] makes things go wrong on demand.
+//!
+//! The hardware is written from the specification and shares only the layouts of `spec` with the driver.
+#![forbid(unsafe_code)]
+
+pub mod acpi;
+pub mod config;
+pub mod devices;
+pub mod dice;
+mod dma;
+mod fabric;
+pub mod faults;
+mod frames;
+pub mod machine;
+pub mod memory;
+pub mod pci;
+pub mod platform;
+pub mod trace;
+pub mod vtd;
+
+pub use config::{Capture, MachineConfig, Quirks, Scope, UnitConfig};
+pub use machine::{Machine, Serial, SerialLine};
+pub use platform::{Boot, Kernel};
+pub use trace::{Invalidation, TraceLine};

@@ -1,0 +1,170 @@
+//! What machine to build: memory, units with their capabilities, chance, faults.
+
+use crate::faults::Faults;
+use spec::regs::{Cap, Ecap};
+use spec::{Segment, SourceId, UnitId};
+
+/// CAP of QEMU's unit without its widths.
+const QEMU_CAP: u64 = 0x00d2_008c_2220_0006;
+/// ECAP of QEMU's unit.
+const QEMU_ECAP: u64 = 0x0000_0000_00f0_0f4a;
+
+/// A machine.
+#[derive(Debug, Clone)]
+pub struct MachineConfig {
+    /// Seed of every delay.
+    pub seed: u64,
+    /// RAM in bytes, at least 64 MiB; above 2.75 GiB part of it lies above 4 GiB, as on a PC.
+    pub memory: u64,
+    /// Address width of the host in bits, as DMAR reports it.
+    pub host_width: u8,
+    /// The remapping units, in the order of the DMAR table. One that covers everything else must come last.
+    pub units: Vec<UnitConfig>,
+    /// What the capture stream brings.
+    pub capture: Capture,
+    /// Faults on demand.
+    pub faults: Faults,
+}
+
+/// What the capture stream brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Capture {
+    /// Silence, as QEMU brings without a host microphone.
+    #[default]
+    Zeros,
+    /// The frame's number, counted from 1 since the machine was made, in the 32 bits of a frame.
+    Counter,
+}
+
+/// One remapping unit.
+#[derive(Debug, Clone)]
+pub struct UnitConfig {
+    /// Segment and register base.
+    pub id: UnitId,
+    /// Capabilities.
+    pub cap: Cap,
+    /// Extended capabilities.
+    pub ecap: Ecap,
+    /// Whose requests it translates.
+    pub scope: Scope,
+    /// Room for cached translations, and for cached non-leaf entries.
+    pub cache_room: usize,
+    /// Where the unit is like QEMU's rather than like the manual.
+    pub quirks: Quirks,
+}
+
+/// Whose requests a unit translates (VT-d 8.4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// All of its segment, by naming each function of the root bus, as QEMU does.
+    Everything,
+    /// Those named: endpoints of the root bus, and bridges with everything behind them.
+    Listed(Vec<SourceId>),
+    /// All of its segment that no unit before it names (INCLUDE_PCI_ALL).
+    Rest,
+}
+
+/// Departures of QEMU's unit from the manual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Quirks {
+    /// The queue is switched off only when it is empty and its last descriptor was a wait.
+    pub queue_ends_with_wait: bool,
+    /// Fault records without PASID show ones in bits 119:104.
+    pub pasid_leak: bool,
+}
+
+impl MachineConfig {
+    /// A machine like QEMU's q35 with one unit of `address_width` 39 or 48 bits and `memory` bytes of RAM.
+    #[must_use]
+    pub fn qemu_like(seed: u64, memory: u64, address_width: u8) -> Self {
+        Self {
+            seed,
+            memory,
+            host_width: address_width,
+            units: vec![UnitConfig::qemu_like(address_width)],
+            capture: Capture::default(),
+            faults: Faults::default(),
+        }
+    }
+}
+
+impl UnitConfig {
+    /// A unit like QEMU's, at 0xfed90000: one fault record, no coherent walks claimed, everything in scope. Unlike QEMU's, it
+    /// means what ECAP.C = 0 says.
+    #[must_use]
+    pub fn qemu_like(address_width: u8) -> Self {
+        let sagaw = if address_width >= 48 { 0b0110 } else { 0b0010 };
+        let cap = Cap::from_raw(QEMU_CAP).with_sagaw(sagaw).with_mgaw(u64::from(address_width) - 1);
+        Self {
+            id: UnitId { segment: Segment(0), register_base: 0xfed9_0000 },
+            cap,
+            ecap: Ecap::from_raw(QEMU_ECAP),
+            scope: Scope::Everything,
+            cache_room: 4096,
+            quirks: Quirks { queue_ends_with_wait: true, pasid_leak: true },
+        }
+    }
+
+    /// A unit that keeps to the manual: coherent walks, eight fault records, protected memory.
+    #[must_use]
+    pub fn plain(register_base: u64, address_width: u8) -> Self {
+        let mut unit = Self::qemu_like(address_width);
+        unit.id.register_base = register_base;
+        unit.cap = unit.cap.with_nfr(7).with_plmr(true).with_phmr(true);
+        unit.ecap = unit.ecap.with_c(true);
+        unit.quirks = Quirks::default();
+        unit
+    }
+
+    /// The unit, translating for these alone.
+    #[must_use]
+    pub fn for_sources(mut self, sources: &[SourceId]) -> Self {
+        self.scope = Scope::Listed(sources.to_vec());
+        self
+    }
+
+    /// The unit without an invalidation queue.
+    #[must_use]
+    pub fn without_queue(mut self) -> Self {
+        self.ecap = self.ecap.with_qi(false).with_ir(false);
+        self
+    }
+
+    /// The unit with this number of fault records, 1 to 220.
+    ///
+    /// # Panics
+    /// Outside that range: the records would leave the register page.
+    #[must_use]
+    pub fn with_fault_records(mut self, count: u64) -> Self {
+        assert!((1..=220).contains(&count), "a unit has 1 to 220 fault records here");
+        self.cap = self.cap.with_nfr(count - 1);
+        self
+    }
+
+    /// The unit with other capabilities.
+    #[must_use]
+    pub fn with_cap(mut self, change: impl FnOnce(Cap) -> Cap) -> Self {
+        self.cap = change(self.cap);
+        self
+    }
+
+    /// The unit with other extended capabilities.
+    #[must_use]
+    pub fn with_ecap(mut self, change: impl FnOnce(Ecap) -> Ecap) -> Self {
+        self.ecap = change(self.ecap);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_presets_show_the_capabilities_that_were_measured_on_qemu() {
+        assert_eq!(UnitConfig::qemu_like(39).cap.raw(), 0x00d2_008c_2226_0206);
+        assert_eq!(UnitConfig::qemu_like(48).cap.raw(), 0x00d2_008c_222f_0606);
+        assert_eq!(UnitConfig::qemu_like(48).ecap.raw(), 0x0000_0000_00f0_0f4a);
+        assert_eq!(UnitConfig::qemu_like(48).with_cap(|c| c.with_cm(true)).cap.raw(), 0x00d2_008c_222f_0686);
+    }
+}

@@ -1,0 +1,49 @@
+//! Device models: what issues DMA by itself. Registers as QEMU's devices have them.
+
+mod codec;
+pub mod edu;
+pub mod hda;
+
+use crate::dma::Port;
+
+pub use edu::Edu;
+pub use hda::Hda;
+
+/// A device behind its registers.
+#[derive(Debug)]
+pub enum Device {
+    /// The educational device.
+    Edu(Edu),
+    /// The audio controller.
+    Hda(Box<Hda>),
+}
+
+impl Device {
+    pub(crate) fn read(&mut self, at: u64, bytes: u64, port: &mut Port<'_>) -> u64 {
+        match self {
+            Self::Edu(edu) => edu.read(at, bytes),
+            Self::Hda(hda) => hda.read(at, bytes, port),
+        }
+    }
+
+    pub(crate) fn write(&mut self, at: u64, bytes: u64, value: u64, port: &mut Port<'_>) {
+        match self {
+            Self::Edu(edu) => edu.write(at, bytes, value, port),
+            Self::Hda(hda) => hda.write(at, bytes, value, port),
+        }
+    }
+
+    pub(crate) fn next_due(&self) -> Option<u64> {
+        match self {
+            Self::Edu(edu) => edu.next_due(),
+            Self::Hda(hda) => hda.next_due(),
+        }
+    }
+
+    pub(crate) fn run(&mut self, port: &mut Port<'_>) {
+        match self {
+            Self::Edu(edu) => edu.run(port),
+            Self::Hda(hda) => hda.run(port),
+        }
+    }
+}

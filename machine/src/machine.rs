@@ -1,0 +1,304 @@
+//! The machine as a whole: memory, functions, devices and units under one clock.
+//!
+//! Whoever touches the machine lets time pass first ([`State::step`]); whatever became due meanwhile, in units, devices and
+//! on the way to memory, happens in the order of its time. So engines run between any two steps of a kernel.
+
+use crate::acpi;
+use crate::config::{MachineConfig, Scope};
+use crate::devices::{Device, Edu, Hda};
+use crate::dice::Dice;
+use crate::dma::Port;
+use crate::fabric::Fabric;
+use crate::faults::Injector;
+use crate::memory::{Hole, Memory, StorePath};
+use crate::pci::{self, Pci};
+use crate::trace::TraceLine;
+use crate::vtd::Unit;
+use scenario::event::Event;
+use scenario::platform::{Mark, MemoryRange};
+use spec::SourceId;
+use std::cell::RefCell;
+
+const FOUR_GIB: u64 = 4 << 30;
+/// Bytes at the end of low memory that firmware keeps for its tables.
+const FIRMWARE_BYTES: u64 = 0x2_1000;
+const REGISTER_PAGE: u64 = 4096;
+
+/// A simulated machine. All methods take `&self`: kernels hold it shared, one after the other.
+pub struct Machine {
+    state: RefCell<State>,
+    map: Vec<MemoryRange>,
+}
+
+/// A line on the machine's serial port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SerialLine {
+    /// When, in nanoseconds.
+    pub at: u64,
+    /// What.
+    pub content: Serial,
+}
+
+/// What a kernel reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Serial {
+    /// An event.
+    Event(Event),
+    /// Words for people.
+    Log(String),
+}
+
+struct Slot {
+    device: Device,
+    function: SourceId,
+    /// What its requests carry.
+    source: SourceId,
+    /// The bridge above it.
+    bridge: Option<SourceId>,
+}
+
+pub(crate) struct State {
+    pub(crate) fabric: Fabric,
+    pub(crate) pci: Pci,
+    pub(crate) serial: Vec<SerialLine>,
+    units: Vec<Unit>,
+    slots: Vec<Slot>,
+}
+
+impl Machine {
+    /// A machine after firmware has run.
+    ///
+    /// # Panics
+    /// When the configuration has less than 64 MiB of memory, or a unit that covers everything before another.
+    #[must_use]
+    pub fn new(config: &MachineConfig) -> Self {
+        assert!(config.memory >= 64 << 20, "a machine needs at least 64 MiB");
+        let covering = |scope: &Scope| !matches!(scope, Scope::Listed(_));
+        let early = config.units.iter().rev().skip(1).any(|unit| covering(&unit.scope));
+        assert!(!early, "a unit that covers the rest must be the last");
+        let (ranges, map) = layout(config.memory);
+        let path = StorePath {
+            non_coherent: config.units.iter().any(|unit| !unit.ecap.c()),
+            buffered: config.units.iter().any(|unit| unit.cap.rwbf()),
+        };
+        let mut memory = Memory::new(&ranges, path);
+        let pci = Pci::scenario();
+        let root_bus: Vec<_> = pci.root_bus().collect();
+        let tables_at = low_end(config.memory) - FIRMWARE_BYTES;
+        for (at, bytes) in acpi::tables(tables_at, config.host_width, &config.units, &root_bus) {
+            memory.write_snooped(at, &bytes).expect("firmware's tables lie in memory");
+        }
+        let injector = Injector::new(config.faults.clone());
+        let state = State {
+            fabric: Fabric::new(memory, Dice::new(config.seed), injector),
+            pci,
+            serial: Vec::new(),
+            units: config.units.iter().map(|unit| Unit::new(unit.clone(), config.host_width)).collect(),
+            slots: slots(config),
+        };
+        Self { state: RefCell::new(state), map }
+    }
+
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
+        f(&mut self.state.borrow_mut())
+    }
+
+    /// The memory map that firmware gives.
+    #[must_use]
+    pub fn memory_map(&self) -> &[MemoryRange] {
+        &self.map
+    }
+
+    /// Nanoseconds since the machine was made.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.with(|state| state.fabric.now)
+    }
+
+    /// Lets time pass without any kernel doing anything.
+    pub fn lapse(&self, ns: u64) {
+        self.with(|state| state.advance(ns));
+    }
+
+    /// The trace so far.
+    #[must_use]
+    pub fn trace(&self) -> Vec<TraceLine> {
+        self.with(|state| state.fabric.trace.clone())
+    }
+
+    /// Everything that kernels reported so far.
+    #[must_use]
+    pub fn serial(&self) -> Vec<SerialLine> {
+        self.with(|state| state.serial.clone())
+    }
+
+    /// What the machine played: frames of two little-endian 16-bit samples.
+    #[must_use]
+    pub fn played(&self) -> Vec<u8> {
+        self.with(|state| {
+            let hda = state.slots.iter().find_map(|slot| match &slot.device {
+                Device::Hda(hda) => Some(hda.played().to_vec()),
+                Device::Edu(_) => None,
+            });
+            hda.unwrap_or_default()
+        })
+    }
+
+    /// Looks at memory from outside: no time passes, nothing runs.
+    ///
+    /// # Errors
+    /// [`Hole`] where there is no memory.
+    pub fn peek(&self, at: u64, out: &mut [u8]) -> Result<(), Hole> {
+        self.with(|state| state.fabric.memory.read(at, out))
+    }
+
+    /// Changes memory from outside: no time passes, no cache hides it.
+    ///
+    /// # Errors
+    /// [`Hole`] where there is no memory.
+    pub fn poke(&self, at: u64, bytes: &[u8]) -> Result<(), Hole> {
+        self.with(|state| state.fabric.memory.write_snooped(at, bytes))
+    }
+
+    /// How many cache lines with stores the units' walks may not see yet.
+    #[must_use]
+    pub fn hidden_lines(&self) -> usize {
+        self.with(|state| state.fabric.memory.hidden_lines(state.fabric.now))
+    }
+}
+
+impl State {
+    /// Lets between `low` and `high` nanoseconds pass.
+    pub(crate) fn step(&mut self, low: u64, high: u64) {
+        let ns = self.fabric.dice.between(low, high);
+        self.advance(ns);
+    }
+
+    /// Lets `ns` nanoseconds pass; whatever becomes due happens in the order of time.
+    pub(crate) fn advance(&mut self, ns: u64) {
+        let target = self.fabric.now + ns;
+        while let Some(due) = self.next_due().filter(|&due| due <= target) {
+            self.fabric.now = self.fabric.now.max(due);
+            self.run();
+        }
+        self.fabric.now = target;
+    }
+
+    fn next_due(&self) -> Option<u64> {
+        let units = self.units.iter().filter_map(Unit::next_due);
+        let devices = self.slots.iter().filter_map(|slot| slot.device.next_due());
+        units.chain(devices).chain(self.fabric.next_landing()).min()
+    }
+
+    /// Everything that is due by now.
+    fn run(&mut self) {
+        self.fabric.land_due();
+        for unit in &mut self.units {
+            unit.run(&mut self.fabric);
+        }
+        for i in 0..self.slots.len() {
+            if self.slots[i].device.next_due().is_some_and(|due| due <= self.fabric.now) {
+                self.with_device(i, |device, port| device.run(port));
+            }
+        }
+    }
+
+    fn with_device<R>(&mut self, i: usize, f: impl FnOnce(&mut Device, &mut Port<'_>) -> R) -> R {
+        let slot = &mut self.slots[i];
+        let masters = |at| self.pci.function(at).is_some_and(pci::Function::masters);
+        let mut port = Port {
+            fabric: &mut self.fabric,
+            units: &mut self.units,
+            source: slot.source,
+            listed_as: slot.bridge.unwrap_or(slot.function),
+            master: masters(slot.function) && slot.bridge.is_none_or(masters),
+        };
+        f(&mut slot.device, &mut port)
+    }
+
+    fn unit_at(&self, address: u64) -> Option<usize> {
+        let base = |unit: &Unit| unit.config.id.register_base;
+        self.units.iter().position(|unit| (base(unit)..base(unit) + REGISTER_PAGE).contains(&address))
+    }
+
+    fn slot_at(&self, address: u64) -> Option<(usize, u64)> {
+        self.slots.iter().enumerate().find_map(|(i, slot)| {
+            self.pci.function(slot.function)?.decodes(address).map(|offset| (i, offset))
+        })
+    }
+
+    /// A processor's read of 1, 2, 4 or 8 bytes of device registers. All ones where nobody answers.
+    pub(crate) fn mmio_read(&mut self, address: u64, bytes: u64) -> u64 {
+        if let Some(i) = self.unit_at(address) {
+            return self.units[i].read(address % REGISTER_PAGE, bytes, &mut self.fabric);
+        }
+        let Some((i, offset)) = self.slot_at(address) else { return u64::MAX };
+        let value = self.with_device(i, |device, port| device.read(offset, bytes, port));
+        // The answer pushes the device's writes before it.
+        self.fabric.land_all();
+        value
+    }
+
+    /// A processor's write of 1, 2, 4 or 8 bytes of device registers.
+    pub(crate) fn mmio_write(&mut self, address: u64, bytes: u64, value: u64) {
+        if let Some(i) = self.unit_at(address) {
+            self.units[i].write(address % REGISTER_PAGE, bytes, value, &mut self.fabric);
+        } else if let Some((i, offset)) = self.slot_at(address) {
+            self.with_device(i, |device, port| device.write(offset, bytes, value, port));
+        }
+    }
+
+    pub(crate) fn mark(&mut self, mark: Mark) {
+        self.fabric.trace.push(TraceLine::Mark { at: self.fabric.now, mark });
+        let wanted = self.fabric.injector.wanted.corrupt.clone();
+        for corruption in wanted.into_iter().filter(|c| c.moment == mark) {
+            let mut byte = [0];
+            if self.fabric.memory.read(corruption.address, &mut byte).is_ok() {
+                byte[0] ^= corruption.flip;
+                let _ = self.fabric.memory.write_snooped(corruption.address, &byte);
+            }
+        }
+    }
+
+    pub(crate) fn report(&mut self, content: Serial) {
+        self.serial.push(SerialLine { at: self.fabric.now, content });
+    }
+}
+
+fn slots(config: &MachineConfig) -> Vec<Slot> {
+    let edu =
+        |function, source, bridge| Slot { device: Device::Edu(Edu::default()), function, source, bridge };
+    let hda = Device::Hda(Box::new(Hda::new(config.capture)));
+    vec![
+        Slot { device: hda, function: pci::AUDIO, source: pci::AUDIO, bridge: None },
+        edu(pci::EDU_A, pci::EDU_A, None),
+        edu(pci::EDU_B, pci::EDU_B, None),
+        edu(pci::EDU_C, pci::BEHIND_BRIDGE, Some(pci::BRIDGE)),
+    ]
+}
+
+/// Where memory below 4 GiB ends: at 2 GiB when not all of it fits below 2.75 GiB.
+fn low_end(bytes: u64) -> u64 {
+    const HOLE: u64 = 0xb000_0000;
+    if bytes >= HOLE { 0x8000_0000 } else { bytes }
+}
+
+/// RAM as (start, bytes), and the map of it that firmware gives.
+fn layout(bytes: u64) -> (Vec<(u64, u64)>, Vec<MemoryRange>) {
+    let low = low_end(bytes);
+    let mut ranges = vec![(0, 0xa_0000), (0xc_0000, 0x4_0000), (0x10_0000, low - 0x10_0000)];
+    let range = |start, end, usable| MemoryRange { start, bytes: end - start, usable };
+    let firmware = low - FIRMWARE_BYTES;
+    let mut map = vec![
+        range(0, 0x9_fc00, true),
+        range(0x9_fc00, 0xa_0000, false),
+        range(0xf_0000, 0x10_0000, false),
+        range(0x10_0000, firmware, true),
+        range(firmware, low, false),
+    ];
+    if bytes > low {
+        ranges.push((FOUR_GIB, bytes - low));
+        map.push(range(FOUR_GIB, FOUR_GIB + bytes - low, true));
+    }
+    (ranges, map)
+}

@@ -1,0 +1,182 @@
+//! Configuration space of the functions that the machine has, as firmware left it: BARs assigned, buses numbered.
+
+use spec::SourceId;
+
+/// The host bridge.
+pub const HOST_BRIDGE: SourceId = SourceId::new(0, 0, 0);
+/// The audio controller.
+pub const AUDIO: SourceId = SourceId::new(0, 2, 0);
+/// The first educational device.
+pub const EDU_A: SourceId = SourceId::new(0, 3, 0);
+/// The second educational device.
+pub const EDU_B: SourceId = SourceId::new(0, 4, 0);
+/// The bridge to bus 1.
+pub const BRIDGE: SourceId = SourceId::new(0, 5, 0);
+/// The educational device behind the bridge.
+pub const EDU_C: SourceId = SourceId::new(1, 3, 0);
+/// What requests from behind the bridge carry: no function answers to it (VT-d 3.4.1).
+pub const BEHIND_BRIDGE: SourceId = SourceId::new(1, 0, 0);
+
+const COMMAND: usize = 1;
+const BAR0: usize = 4;
+const BUSES: usize = 6;
+const COMMAND_WRITABLE: u32 = 0x0547;
+const MEMORY: u32 = 1 << 1;
+const MASTER: u32 = 1 << 2;
+
+/// One function.
+#[derive(Debug, Clone)]
+pub struct Function {
+    /// Where it is.
+    pub at: SourceId,
+    config: [u32; 64],
+    /// Size of BAR 0 in bytes; zero when there is none.
+    bar_bytes: u32,
+}
+
+impl Function {
+    fn new(at: SourceId, vendor: u16, device: u16, class: u32, revision: u8) -> Self {
+        let mut config = [0; 64];
+        config[0] = u32::from(device) << 16 | u32::from(vendor);
+        // Firmware switched on ports, memory and SERR#; mastering is for the driver.
+        config[COMMAND] = 0x0103;
+        config[2] = class << 8 | u32::from(revision);
+        Self { at, config, bar_bytes: 0 }
+    }
+
+    fn with_bar(mut self, address: u32, bytes: u32) -> Self {
+        self.config[BAR0] = address;
+        self.bar_bytes = bytes;
+        self
+    }
+
+    /// Header type 1, with a PCI Express capability that says: PCI Express to PCI.
+    fn into_bridge(mut self, secondary: u8) -> Self {
+        self.config[COMMAND] |= MASTER | 1 << 20;
+        self.config[3] = 1 << 16;
+        self.config[BUSES] = u32::from(secondary) << 16 | u32::from(secondary) << 8;
+        self.config[13] = 0x40;
+        self.config[16] = 0x0072_0010;
+        self
+    }
+
+    fn with_many_functions(mut self) -> Self {
+        self.config[3] |= 0x80 << 16;
+        self
+    }
+
+    fn read(&self, register: usize) -> u32 {
+        self.config.get(register).copied().unwrap_or(u32::MAX)
+    }
+
+    fn write(&mut self, register: usize, value: u32) {
+        let bridge = self.config[3] >> 16 & 0x7f == 1;
+        match register {
+            COMMAND => {
+                let status = self.config[COMMAND] & 0xffff_0000;
+                self.config[COMMAND] = status | (value & COMMAND_WRITABLE);
+            }
+            BAR0 if self.bar_bytes != 0 => self.config[BAR0] = value & !(self.bar_bytes - 1),
+            BUSES if bridge => self.config[BUSES] = value,
+            15 => self.config[15] = (self.config[15] & !0xff) | (value & 0xff),
+            _ => {}
+        }
+    }
+
+    /// May issue DMA.
+    #[must_use]
+    pub fn masters(&self) -> bool {
+        self.config[COMMAND] & MASTER != 0
+    }
+
+    /// Whether `address` lies in BAR 0 and memory decoding is on; the offset then.
+    #[must_use]
+    pub fn decodes(&self, address: u64) -> Option<u64> {
+        let offset = address.checked_sub(u64::from(self.config[BAR0]))?;
+        let on = self.config[COMMAND] & MEMORY != 0;
+        (on && offset < u64::from(self.bar_bytes)).then_some(offset)
+    }
+}
+
+/// All functions of segment 0.
+#[derive(Debug)]
+pub struct Pci {
+    functions: Vec<Function>,
+}
+
+impl Pci {
+    /// The functions of QEMU's q35 with the scenario's devices.
+    #[must_use]
+    pub fn scenario() -> Self {
+        let edu = |at, bar| Function::new(at, 0x1234, 0x11e8, 0x00_ff00, 0x10).with_bar(bar, 1 << 20);
+        let chipset =
+            |function, device, class| Function::new(SourceId::new(0, 31, function), 0x8086, device, class, 2);
+        Self {
+            functions: vec![
+                Function::new(HOST_BRIDGE, 0x8086, 0x29c0, 0x06_0000, 0),
+                Function::new(AUDIO, 0x8086, 0x2668, 0x04_0300, 1).with_bar(0xfebf_0000, 16 << 10),
+                edu(EDU_A, 0xfea0_0000),
+                edu(EDU_B, 0xfe90_0000),
+                Function::new(BRIDGE, 0x1b36, 0x000e, 0x06_0400, 0).into_bridge(1),
+                chipset(0, 0x2918, 0x06_0100).with_many_functions(),
+                chipset(2, 0x2922, 0x01_0601),
+                chipset(3, 0x2930, 0x0c_0500),
+                edu(EDU_C, 0xfe80_0000),
+            ],
+        }
+    }
+
+    /// The function at `at`.
+    #[must_use]
+    pub fn function(&self, at: SourceId) -> Option<&Function> {
+        self.functions.iter().find(|f| f.at == at)
+    }
+
+    /// Functions of the root bus, ascending, with whether each is a bridge.
+    pub fn root_bus(&self) -> impl Iterator<Item = (SourceId, bool)> + '_ {
+        let bridge = |f: &Function| f.config[3] >> 16 & 0x7f == 1;
+        self.functions.iter().filter(|f| f.at.bus() == 0).map(move |f| (f.at, bridge(f)))
+    }
+
+    /// A read of the 32-bit register at `offset`.
+    #[must_use]
+    pub fn read(&self, at: SourceId, offset: u16) -> u32 {
+        self.function(at).map_or(u32::MAX, |f| f.read(usize::from(offset / 4)))
+    }
+
+    /// A write of the 32-bit register at `offset`.
+    pub fn write(&mut self, at: SourceId, offset: u16, value: u32) {
+        if let Some(function) = self.functions.iter_mut().find(|f| f.at == at) {
+            function.write(usize::from(offset / 4), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_tells_its_size_when_written_with_ones_and_takes_an_address_back() {
+        let mut pci = Pci::scenario();
+        pci.write(AUDIO, 0x10, u32::MAX);
+        assert_eq!(pci.read(AUDIO, 0x10), 0xffff_c000);
+        pci.write(AUDIO, 0x10, 0xfebf_0000);
+        assert_eq!(pci.function(AUDIO).unwrap().decodes(0xfebf_3fff), Some(0x3fff));
+        assert_eq!(pci.function(AUDIO).unwrap().decodes(0xfebf_4000), None);
+    }
+
+    #[test]
+    fn an_absent_function_reads_as_ones_as_does_the_source_behind_the_bridge() {
+        assert_eq!(Pci::scenario().read(BEHIND_BRIDGE, 0), u32::MAX);
+        assert_eq!(Pci::scenario().read(SourceId::new(0, 9, 0), 0), u32::MAX);
+    }
+
+    #[test]
+    fn mastering_is_off_until_a_driver_asks_for_it() {
+        let mut pci = Pci::scenario();
+        assert!(!pci.function(EDU_A).unwrap().masters());
+        pci.write(EDU_A, 4, 6);
+        assert!(pci.function(EDU_A).unwrap().masters());
+    }
+}

@@ -1,0 +1,107 @@
+//! The machine's own account of a run: what every DMA met, what the units did, where the kernels left marks.
+//!
+//! The kernels have no hand in it. Whether translation stayed on, and what was blocked, is judged from here.
+
+use scenario::platform::Mark;
+use spec::fault::Reason;
+use spec::{SourceId, UnitId};
+
+/// What a unit was made to forget. Which domain ids, sources and pages, as the command named them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Invalidation {
+    /// Every context entry.
+    Contexts,
+    /// Context entries with this domain id.
+    ContextsOfDomain(u16),
+    /// Context entries of the sources that agree with `source` but for the function bits of `mask` (0 to 3 low bits of
+    /// the function number from the top), and that have this domain id.
+    ContextOf {
+        /// Domain id of the entry.
+        domain: u16,
+        /// The source.
+        source: SourceId,
+        /// How many function bits are ignored (VT-d 6.5.2.1, FM).
+        mask: u8,
+    },
+    /// Every translation.
+    Translations,
+    /// Translations of this domain.
+    TranslationsOfDomain(u16),
+    /// Translations of `2^order` pages of a domain.
+    Pages {
+        /// The domain.
+        domain: u16,
+        /// First byte, aligned to the size.
+        start: u64,
+        /// Binary logarithm of the number of pages.
+        order: u8,
+        /// Cached non-leaf entries may stay (IH).
+        leaf_only: bool,
+    },
+    /// Interrupt remapping entries.
+    InterruptEntries,
+    /// Translations that a device keeps.
+    DeviceTlb,
+}
+
+/// One fact of the trace. `at` is in nanoseconds of the machine's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // fields of a variant are named by its own line
+pub enum TraceLine {
+    /// A DMA within one page was translated. QEMU: `vtd_dmar_translate`.
+    Translated { at: u64, unit: UnitId, source: SourceId, iova: u64, output: u64, bytes: u64, write: bool },
+    /// A DMA was refused; `recorded` when the unit kept it in a fault record. QEMU: `vtd_dmar_fault`, `vtd_frr_new`.
+    Faulted {
+        at: u64,
+        unit: UnitId,
+        source: SourceId,
+        iova: u64,
+        reason: Reason,
+        write: bool,
+        recorded: bool,
+    },
+    /// A DMA went to physical memory as it was: translation is off, or no unit watches the source.
+    Untranslated { at: u64, source: SourceId, address: u64, bytes: u64, write: bool },
+    /// A DMA was dropped silently: protected memory, or a request for the interrupt range.
+    Dropped { at: u64, source: SourceId, address: u64, write: bool },
+    /// TES changed. QEMU: `vtd_dmar_enable`.
+    TranslationEnabled { at: u64, unit: UnitId, on: bool },
+    /// A root table took effect. QEMU: `vtd_reg_dmar_root`.
+    RootSet { at: u64, unit: UnitId, table: u64 },
+    /// Queued invalidation changed.
+    QueueEnabled { at: u64, unit: UnitId, on: bool },
+    /// An invalidation took effect. QEMU: `vtd_inv_desc_*`.
+    Invalidated { at: u64, unit: UnitId, what: Invalidation },
+    /// A wait descriptor completed.
+    Waited { at: u64, unit: UnitId },
+    /// The queue stopped on a bad descriptor or tail; `info` is IQERCD.IQEI.
+    QueueError { at: u64, unit: UnitId, info: u8 },
+    /// Software broke a rule of the programming interface. Hardware need not notice; this machine does.
+    Misuse { at: u64, unit: UnitId, rule: &'static str },
+    /// A device was told to do what it cannot do.
+    DeviceMisuse { at: u64, source: SourceId, what: &'static str },
+    /// A kernel left a mark.
+    Mark { at: u64, mark: Mark },
+}
+
+impl TraceLine {
+    /// When it happened.
+    #[must_use]
+    pub fn at(&self) -> u64 {
+        match *self {
+            Self::Translated { at, .. }
+            | Self::Faulted { at, .. }
+            | Self::Untranslated { at, .. }
+            | Self::Dropped { at, .. }
+            | Self::TranslationEnabled { at, .. }
+            | Self::RootSet { at, .. }
+            | Self::QueueEnabled { at, .. }
+            | Self::Invalidated { at, .. }
+            | Self::Waited { at, .. }
+            | Self::QueueError { at, .. }
+            | Self::Misuse { at, .. }
+            | Self::DeviceMisuse { at, .. }
+            | Self::Mark { at, .. } => at,
+        }
+    }
+}

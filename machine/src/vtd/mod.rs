@@ -1,0 +1,19 @@
+//! The remapping unit as hardware: registers, caches that go stale, a queue that takes time, fault records.
+//!
+//! Written from the specification alone; with the driver it shares the layouts in `spec` and no line of behaviour. A DMA comes
+//! in through [`unit::Unit::translate`], software through `Unit::read` and `Unit::write` (in `registers`), time through
+//! `Unit::run`.
+
+#[cfg(test)]
+mod agreement;
+pub mod cache;
+pub mod faultlog;
+pub mod queue;
+mod registers;
+#[cfg(test)]
+mod tests;
+mod translate;
+pub mod unit;
+pub mod walk;
+
+pub use unit::{Outcome, Unit};
