@@ -38,7 +38,16 @@ pub enum Event {
     Handover { fdt: u64, blob_start: u64, blob_bytes: u64, digest: u64, preserved_frames: u64, extents: u64 },
     /// A fault that the unit recorded. `who` is `"preserved"`, `"cut_off"` or `"unattributed"`; `overflow` when the unit
     /// says that faults were lost beside it.
-    Fault { unit: String, requester: String, address: u64, reason: u8, words: String, write: bool, who: String, in_gap: bool },
+    Fault {
+        unit: String,
+        requester: String,
+        address: u64,
+        reason: u8,
+        words: String,
+        write: bool,
+        who: String,
+        in_gap: bool,
+    },
     /// The unit lost faults: how often its overflow bit was found set and cleared.
     FaultOverflow { unit: String, times: u64 },
     /// Judgement of the memory that a cut-off requester aimed at.

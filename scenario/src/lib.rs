@@ -13,5 +13,6 @@ pub mod hda;
 pub mod pci;
 pub mod platform;
 mod poll;
+pub mod story;
 pub mod text;
 pub mod tune;

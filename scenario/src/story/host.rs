@@ -1,0 +1,240 @@
+//! The glue between a platform, the driver and the update's core: what a kernel of its own writes once.
+//!
+//! [`Machine`] gives the driver memory, registers and time out of a [`Platform`]; [`Kernel`] gives the core the driver's
+//! units, the books of preserved frames and the machine's topology. Both are small on purpose: they are the port.
+
+use crate::pci;
+use crate::platform::Platform;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::fmt;
+use iommu::{Hal, Iommu, VtdUnit};
+use liveupdate::host::{
+    Atomic, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory, RequesterKind, TableMemory,
+};
+use spec::{Extent, PhysAddr, Requester, Segment, SourceId, UnitId};
+
+/// A platform as the driver sees it, with the faults that a test may put into the seam between core and hardware.
+pub(crate) struct Machine<'p, P: ?Sized> {
+    pub(crate) platform: &'p P,
+    /// Stores to tables are lost: what happens when the cut-off is left out.
+    pub(crate) lose_stores: Cell<bool>,
+}
+
+impl<'p, P: Platform + ?Sized> Machine<'p, P> {
+    pub(crate) fn new(platform: &'p P) -> Self {
+        Self { platform, lose_stores: Cell::new(false) }
+    }
+}
+
+impl<P: Platform + ?Sized> TableMemory for Machine<'_, P> {
+    fn read(&self, at: PhysAddr) -> Result<u64, NoMemory> {
+        self.platform.read64(at)
+    }
+    fn write(&self, at: PhysAddr, value: u64) -> Result<(), NoMemory> {
+        if self.lose_stores.get() {
+            return self.platform.read64(at).map(drop);
+        }
+        self.platform.write64(at, value)?;
+        self.platform.flush_line(at);
+        Ok(())
+    }
+}
+
+impl<P: Platform + ?Sized> Hal for Machine<'_, P> {
+    fn read32(&self, at: PhysAddr) -> u32 {
+        self.platform.mmio_read32(at)
+    }
+    fn read64(&self, at: PhysAddr) -> u64 {
+        self.platform.mmio_read64(at)
+    }
+    fn write32(&self, at: PhysAddr, value: u32) {
+        self.platform.mmio_write32(at, value);
+    }
+    fn write64(&self, at: PhysAddr, value: u64) {
+        self.platform.mmio_write64(at, value);
+    }
+    fn now(&self) -> u64 {
+        self.platform.now()
+    }
+    fn relax(&self) {
+        self.platform.relax();
+    }
+    fn allocate(&self, _: &mut MaySleep, count: u64, align: u64) -> Option<Extent> {
+        self.platform.allocate(count, align, PhysAddr::new(0))
+    }
+    fn free(&self, _: &mut MaySleep, run: Extent) {
+        self.platform.free(run);
+    }
+}
+
+/// The machine's buses, for scopes and aliases.
+pub(crate) struct Buses(pub(crate) pci::Topology);
+
+impl iommu::Topology for Buses {
+    fn bridge(&self, function: Requester) -> Option<(u8, u8)> {
+        match self.0.function(function.source)?.kind {
+            pci::Kind::Bridge { secondary, subordinate, .. } if function.segment == Segment(0) => {
+                Some((secondary, subordinate))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whether a run is merely reserved or marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Marked {
+    Reserved,
+    Committed,
+}
+
+/// A kernel as the update's core sees it.
+pub(crate) struct Kernel<'k, 'p, P: Platform + ?Sized> {
+    pub(crate) machine: &'k Machine<'p, P>,
+    pub(crate) iommu: &'k Iommu<'k, Machine<'p, P>>,
+    pub(crate) buses: &'k Buses,
+    /// Units as the core is given them.
+    pub(crate) units: Vec<Seam<'k, 'p, P>>,
+    marks: RefCell<Vec<(Extent, Marked)>>,
+}
+
+/// A unit as the core is given it: the driver's, with the one fault that a test may put into the seam.
+pub(crate) struct Seam<'k, 'p, P: ?Sized> {
+    pub(crate) unit: &'k VtdUnit<'k, Machine<'p, P>>,
+    /// Hardware is not told to forget, and the core is told that it was.
+    pub(crate) swallow_forget: Cell<bool>,
+}
+
+impl<'k, 'p, P: Platform + ?Sized> Kernel<'k, 'p, P> {
+    pub(crate) fn new(
+        machine: &'k Machine<'p, P>,
+        iommu: &'k Iommu<'k, Machine<'p, P>>,
+        buses: &'k Buses,
+    ) -> Self {
+        let units =
+            iommu.units().iter().map(|unit| Seam { unit, swallow_forget: Cell::new(false) }).collect();
+        Self { machine, iommu, buses, units, marks: RefCell::new(Vec::new()) }
+    }
+
+    pub(crate) fn platform(&self) -> &'p P {
+        self.machine.platform
+    }
+
+    /// The other source-ids under which DMA of the function at `source` may arrive.
+    pub(crate) fn other_ids(&self, source: SourceId) -> Vec<SourceId> {
+        self.buses.0.aliases_of(source).into_iter().filter(|alias| *alias != source).collect()
+    }
+}
+
+impl<P: Platform + ?Sized> liveupdate::host::Unit for Seam<'_, '_, P> {
+    fn id(&self) -> UnitId {
+        self.unit.id()
+    }
+    fn cap(&self) -> spec::regs::Cap {
+        self.unit.cap()
+    }
+    fn ecap(&self) -> spec::regs::Ecap {
+        self.unit.ecap()
+    }
+    fn status(&self) -> spec::regs::Gsts {
+        self.unit.status()
+    }
+    fn root(&self) -> spec::regs::RootAddr {
+        self.unit.root()
+    }
+    fn forget(
+        &self,
+        atomic: &Atomic,
+        what: liveupdate::host::Forget,
+    ) -> Result<liveupdate::host::Forgotten, liveupdate::host::TimedOut> {
+        if self.swallow_forget.get() {
+            return Ok(liveupdate::host::Forgotten::observed());
+        }
+        self.unit.forget(atomic, what)
+    }
+    fn disable(&self, atomic: &Atomic) -> Result<(), liveupdate::host::TimedOut> {
+        self.unit.disable(atomic)
+    }
+    fn locked<R>(&self, ctx: &mut MaySleep, f: impl FnOnce(&Atomic) -> R) -> R {
+        self.unit.locked(ctx, f)
+    }
+}
+
+impl<P: Platform + ?Sized> TableMemory for Kernel<'_, '_, P> {
+    fn read(&self, at: PhysAddr) -> Result<u64, NoMemory> {
+        self.machine.read(at)
+    }
+    fn write(&self, at: PhysAddr, value: u64) -> Result<(), NoMemory> {
+        self.machine.write(at, value)
+    }
+}
+
+impl<P: Platform + ?Sized> FrameKeeper for Kernel<'_, '_, P> {
+    fn reserve(&self, _: &mut MaySleep, run: Extent) -> Result<(), KeepError> {
+        let platform = self.platform();
+        let scratch = platform.successor_home().into_iter().chain([platform.home()]).any(|s| s.overlaps(run));
+        if scratch {
+            return Err(KeepError::NotKeepable(run));
+        }
+        let mut marks = self.marks.borrow_mut();
+        marks.try_reserve(1).map_err(|_| KeepError::NoMemory { frames: run.count() })?;
+        marks.push((run, Marked::Reserved));
+        Ok(())
+    }
+    fn commit(&self, _: &Atomic, run: Extent) {
+        let mut marks = self.marks.borrow_mut();
+        if let Some(mark) = marks.iter_mut().find(|m| **m == (run, Marked::Reserved)) {
+            mark.1 = Marked::Committed;
+        }
+    }
+    fn release(&self, _: &mut MaySleep, run: Extent) {
+        let mut marks = self.marks.borrow_mut();
+        if let Some(index) = marks.iter().rposition(|(r, _)| *r == run) {
+            marks.remove(index);
+        }
+    }
+    fn allocate(&self, _: &mut MaySleep, count: u64) -> Result<Extent, KeepError> {
+        let none = KeepError::NoMemory { frames: count };
+        self.platform().allocate(count, 1, PhysAddr::new(0)).ok_or(none)
+    }
+    fn free(&self, _: &mut MaySleep, run: Extent) {
+        self.platform().free(run);
+    }
+}
+
+impl<'k, 'p, P: Platform + ?Sized> Host for Kernel<'k, 'p, P> {
+    type Unit = Seam<'k, 'p, P>;
+
+    fn unit(&self, id: UnitId) -> Option<&Self::Unit> {
+        self.units.iter().find(|u| u.unit.id() == id)
+    }
+    fn for_each_unit(&self, f: &mut dyn FnMut(&Self::Unit)) {
+        self.units.iter().for_each(f);
+    }
+    fn unit_for(&self, requester: Requester) -> Option<&Self::Unit> {
+        let id = self.iommu.unit_of(requester)?.id();
+        self.unit(id)
+    }
+    fn give_back(&self, _: &mut MaySleep, run: Extent) {
+        self.platform().free(run);
+    }
+    fn now(&self) -> u64 {
+        self.platform().now()
+    }
+    fn log(&self, _: Level, message: fmt::Arguments<'_>) {
+        self.platform().log(message);
+    }
+    fn hold_mappings(&self, _: &mut MaySleep, top_table: PhysAddr, held: bool) {
+        self.iommu.hold_mappings(top_table, held);
+    }
+    fn aliases(&self, requester: Requester, f: &mut dyn FnMut(SourceId)) -> RequesterKind {
+        if requester.segment != Segment(0) || !self.buses.0.is_listed(requester.source) {
+            return RequesterKind::Other;
+        }
+        self.other_ids(requester.source).into_iter().for_each(f);
+        RequesterKind::PciFunction
+    }
+}
+
+use liveupdate::host::Unit as _;

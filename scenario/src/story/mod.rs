@@ -1,0 +1,121 @@
+//! The story of an update, told once for every platform: set up devices that bear witness, preserve some and not others,
+//! freeze, cut off, jump; arrive, open, poison, adopt, retrieve, judge.
+//!
+//! [`run`] is one kernel's whole life. The first kernel is given no handover; each later one is given the address that
+//! its predecessor left. It ends with a jump, for the platform to carry out, or with a verdict.
+
+mod arrive;
+mod devices;
+mod fault_log;
+mod host;
+mod judge;
+mod mutant;
+mod notes;
+mod plan;
+mod poison;
+mod scene;
+mod store;
+mod trouble;
+mod units;
+mod update;
+
+use crate::event::Event;
+use crate::platform::{Mark, Platform};
+use alloc::string::ToString;
+use liveupdate::host::MaySleep;
+use scene::Scene;
+use spec::PhysAddr;
+use trouble::Trouble;
+
+pub use mutant::Mutant;
+
+/// How a kernel's life ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum End {
+    /// Everything is cut off and interrupts are off: jump into the successor, with this handover.
+    Jump {
+        /// Address of the handover's FDT.
+        fdt: PhysAddr,
+    },
+    /// There is no successor, or there was no update.
+    Over(Verdict),
+}
+
+/// How it went, as far as this kernel can tell. The command judges by more than the kernels' words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing failed.
+    Completed,
+    /// An update was refused before the point of no return; devices go on.
+    Refused,
+    /// Something failed.
+    Failed,
+}
+
+/// One kernel's life. `update` counts the updates that lie behind: 0 in the first kernel.
+pub fn run<P: Platform + ?Sized>(platform: &P, handover: Option<PhysAddr>, update: u64) -> End {
+    if handover.is_some() {
+        platform.mark(Mark::Arrived);
+    }
+    let home = platform.home();
+    platform.event(&Event::Boot {
+        kernel: platform.release().to_string(),
+        update,
+        home_start: home.start().get(),
+        home_bytes: home.bytes(),
+        memory_bytes: platform.memory_map().iter().filter(|r| r.usable).map(|r| r.bytes).sum(),
+        at: platform.now(),
+    });
+    live(platform, handover, update).unwrap_or_else(|trouble| {
+        platform.event(&Event::Failed { step: trouble.step.to_string(), why: trouble.why });
+        End::Over(Verdict::Failed)
+    })
+}
+
+fn live<P: Platform + ?Sized>(platform: &P, handover: Option<PhysAddr>, update: u64) -> Result<End, Trouble> {
+    let mut ctx = MaySleep::at_thread_start();
+    let machine = host::Machine::new(platform);
+    let units = units::find(platform)?;
+    let mut store = store::Store::new();
+    let mut log = fault_log::FaultLog::new(&units);
+    let opened = match handover {
+        Some(fdt) => Some(arrive::open(&machine, fdt, &mut store, &mut log)?),
+        None => None,
+    };
+    let buses = host::Buses(crate::pci::Topology::discover(platform, &[]));
+    let setup = units.setup(&buses);
+    let iommu = match opened {
+        Some(_) => iommu::Iommu::take_over(&machine, &mut ctx, setup),
+        None => iommu::Iommu::probe(&machine, &mut ctx, setup),
+    };
+    let iommu = iommu.map_err(Trouble::at("start the driver"))?;
+    let kernel = host::Kernel::new(&machine, &iommu, &buses);
+    let mut scene = match opened {
+        Some(opened) => arrive::adopt(&kernel, &mut ctx, opened, log)?,
+        None => Scene::start(&kernel, &mut ctx, log)?,
+    };
+    if handover.is_some() {
+        judge::update(&mut scene)?;
+    }
+    if platform.successor_home().is_some() {
+        scene.rearm(&mut ctx)?;
+        return update::run(scene, ctx, update + 1);
+    }
+    judge::performance(&mut scene)?;
+    over(scene, update, Verdict::Completed)
+}
+
+/// The witnesses are judged: devices stop.
+fn over<P: Platform + ?Sized>(
+    scene: Scene<'_, '_, P>,
+    update: u64,
+    verdict: Verdict,
+) -> Result<End, Trouble> {
+    let platform = scene.platform();
+    platform.mark(Mark::Over);
+    scene.stop()?;
+    let kernel = platform.release().to_string();
+    platform.event(&Event::Done { kernel, update, at: platform.now() });
+    Ok(End::Over(verdict))
+}

@@ -1,0 +1,67 @@
+//! Mistakes that can be put in on purpose, to see that the witnesses notice.
+//!
+//! None of them is in the core: they sit in the seam between core and hardware, or in the incoming kernel before it has
+//! adopted anything. A run with one of them must end with exactly the finding that belongs to it.
+
+use crate::platform::Platform;
+use spec::regs::{Gsts, offset};
+use spec::{PhysAddr, UnitId};
+
+/// A mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// The incoming kernel switches translation off for 30 ms before it adopts.
+    TranslationOff,
+    /// The cut-off does nothing: stores are lost and hardware is not told to forget.
+    NoCutOff,
+    /// The incoming kernel overwrites one preserved page together with what was not preserved.
+    PoisonedPage,
+    /// The cut-off clears the entries, but hardware is not told to forget.
+    MissingInvalidation,
+    /// A leaf of a preserved domain is bent, behind the driver's back, to memory that nobody preserved.
+    StrayLeaf,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::TranslationOff,
+        Self::NoCutOff,
+        Self::PoisonedPage,
+        Self::MissingInvalidation,
+        Self::StrayLeaf,
+    ];
+
+    /// Its name on command lines.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TranslationOff => "translation-off",
+            Self::NoCutOff => "no-cut-off",
+            Self::PoisonedPage => "poisoned-page",
+            Self::MissingInvalidation => "missing-invalidation",
+            Self::StrayLeaf => "stray-leaf",
+        }
+    }
+
+    /// The mutant that `platform` was told to be, by the option `mutant=NAME`.
+    pub(crate) fn of<P: Platform + ?Sized>(platform: &P) -> Option<Self> {
+        let name = platform.option("mutant")?;
+        Self::ALL.into_iter().find(|m| m.name() == name)
+    }
+}
+
+/// How long [`Mutant::TranslationOff`] leaves translation off, in nanoseconds.
+const OFF_NS: u64 = 30_000_000;
+
+/// Switches translation of a unit off and on again.
+pub(crate) fn blink<P: Platform + ?Sized>(platform: &P, unit: UnitId) {
+    let at = |offset| PhysAddr::new(unit.register_base).plus(offset);
+    let status = Gsts::from_raw(platform.mmio_read32(at(offset::GSTS)));
+    platform.mmio_write32(at(offset::GCMD), status.as_command().with_te(false).raw());
+    let start = platform.now();
+    while platform.now().saturating_sub(start) < OFF_NS {
+        platform.relax();
+    }
+    platform.mmio_write32(at(offset::GCMD), status.as_command().with_te(true).raw());
+}

@@ -1,0 +1,401 @@
+//! The scene: memory, domains and devices of the update that is shown, as one kernel holds them.
+//!
+//! The first kernel builds it ([`Scene::start`]); a later one gets it by retrieval (in `arrive`) and then gives the
+//! requesters that were cut off domains anew ([`Scene::rearm`]), so that the next update has somebody to cut off.
+
+use super::devices::{self, Cast};
+use super::fault_log::FaultLog;
+use super::host::Kernel;
+use super::notes::Notes;
+use super::plan;
+use super::trouble::Trouble;
+use crate::edu::{Direction, Edu, Transfer};
+use crate::event::Event;
+use crate::hda::{Controller, Path, Ring, Stream};
+use crate::platform::{Mark, Platform};
+use crate::{text, tune};
+use alloc::string::ToString;
+use alloc::vec;
+use alloc::vec::Vec;
+use iommu::{Access, DomainHandle, VtdUnit};
+use liveupdate::host::{MaySleep, Unit};
+use spec::xxh64::Hasher;
+use spec::{Extent, Iova, PAGE_SIZE, PhysAddr, Requester, Segment, SourceId};
+
+/// How long a transfer of edu may take, in nanoseconds.
+const EDU_LIMIT: u64 = 2_000_000_000;
+/// How long a stream may take to move, in nanoseconds.
+const STREAM_LIMIT: u64 = 1_000_000_000;
+/// Buffers in either stream's ring.
+const BUFFERS: u16 = 16;
+/// What each edu writes: preserved, cut off, hidden.
+const PATTERNS: [u64; 3] = [0xa1a1_0001_a1a1_0001, 0xb2b2_0002_b2b2_0002, 0xc3c3_0003_c3c3_0003];
+/// One GiB in frames: the largest leaf.
+const GIB_FRAMES: u64 = 1 << 18;
+
+/// The memory that devices work on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub(crate) sound: Extent,
+    pub(crate) capture: Extent,
+    pub(crate) transfer: Extent,
+    pub(crate) targets: Extent,
+    pub(crate) notes: Extent,
+}
+
+/// Everything on the stage.
+pub(crate) struct Scene<'k, 'p, P: Platform + ?Sized> {
+    pub(crate) kernel: &'k Kernel<'k, 'p, P>,
+    pub(crate) cast: Cast,
+    pub(crate) memory: Memory,
+    pub(crate) audio_domain: DomainHandle,
+    pub(crate) edu_domain: DomainHandle,
+    pub(crate) playing: Stream<'p, P>,
+    pub(crate) capturing: Stream<'p, P>,
+    pub(crate) edus: [Edu<'p, P>; 3],
+    pub(crate) log: FaultLog,
+    /// What the predecessor left, in a kernel that arrived.
+    pub(crate) arrived_with: Option<Notes>,
+}
+
+impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
+    /// Builds the scene in the first kernel: domains, mappings, attached requesters, translation on, streams running.
+    pub(crate) fn start(
+        kernel: &'k Kernel<'k, 'p, P>,
+        ctx: &mut MaySleep,
+        log: FaultLog,
+    ) -> Result<Self, Trouble> {
+        let platform = kernel.platform();
+        report_functions(kernel);
+        let cast = Cast::find(&kernel.buses.0)?;
+        cast.enable(platform, &kernel.buses.0)?;
+        let memory = Memory::take(platform)?;
+        let audio_domain = domain(kernel, ctx, cast.audio)?;
+        map(kernel, ctx, audio_domain, plan::SOUND_IOVA, memory.sound)?;
+        map(kernel, ctx, audio_domain, plan::CAPTURE_IOVA, memory.capture)?;
+        let edu_domain = domain(kernel, ctx, cast.kept)?;
+        map(kernel, ctx, edu_domain, plan::EDU_IOVA, memory.transfer)?;
+        attach(kernel, ctx, cast.audio, audio_domain)?;
+        attach(kernel, ctx, cast.kept, edu_domain)?;
+        expose(kernel, ctx, cast, memory)?;
+        kernel.iommu.enable(ctx).map_err(Trouble::at("switch translation on"))?;
+        kernel.iommu.units().iter().for_each(|unit| report_unit(platform, unit));
+        write_tune(platform, memory.sound.start())?;
+        let (playing, capturing) = start_streams(platform, cast, memory)?;
+        let edus = edus(platform, cast)?;
+        let arrived_with = None;
+        let mut scene = Self {
+            kernel,
+            cast,
+            memory,
+            audio_domain,
+            edu_domain,
+            playing,
+            capturing,
+            edus,
+            log,
+            arrived_with,
+        };
+        scene.exercise()?;
+        platform.mark(Mark::Running);
+        Ok(scene)
+    }
+
+    /// Gives the requesters that were cut off domains again. Nothing to do in the first kernel.
+    pub(crate) fn rearm(&mut self, ctx: &mut MaySleep) -> Result<(), Trouble> {
+        if self.arrived_with.is_some() {
+            expose(self.kernel, ctx, self.cast, self.memory)?;
+            self.exercise()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn platform(&self) -> &'p P {
+        self.kernel.platform()
+    }
+
+    /// Reads the fault records.
+    pub(crate) fn watch(&mut self) {
+        self.log.harvest(self.kernel.machine, false);
+    }
+
+    /// Reports the faults seen so far, and whose they are.
+    pub(crate) fn report_faults(&mut self) {
+        let buses = &self.kernel.buses.0;
+        let mut kept = vec![self.cast.audio, self.cast.kept];
+        kept.extend(self.kernel.other_ids(self.cast.audio));
+        kept.extend(self.kernel.other_ids(self.cast.kept));
+        let platform = self.platform();
+        self.log.report(platform, &|requester| {
+            let known = |f: &crate::pci::Function| buses.aliases_of(f.source).contains(&requester.source);
+            match requester {
+                Requester { segment: Segment(0), source } if kept.contains(&source) => "preserved",
+                Requester { segment: Segment(0), .. } if buses.functions().iter().any(known) => "cut_off",
+                _ => "unattributed",
+            }
+        });
+    }
+
+    /// Waits until no edu has a transfer under way, with an eye on the fault records.
+    pub(crate) fn wait_for_edus(&mut self) -> Result<(), Trouble> {
+        let start = self.platform().now();
+        while self.edus.iter().any(Edu::busy) {
+            self.watch();
+            self.platform().relax();
+            if self.platform().now().saturating_sub(start) > EDU_LIMIT {
+                return Err(Trouble::new("wait for edu", "a transfer did not end within two seconds"));
+            }
+        }
+        self.watch();
+        Ok(())
+    }
+
+    /// The page that edu `index` works on: preserved, cut off, hidden.
+    pub(crate) fn page(&self, index: usize) -> PhysAddr {
+        match index {
+            0 => self.memory.transfer.start(),
+            1 => self.memory.targets.start(),
+            _ => self.memory.targets.start().plus(PAGE_SIZE),
+        }
+    }
+
+    /// Starts the transfer to memory of edu `index`.
+    pub(crate) fn start_transfer(&self, index: usize) -> Result<(), Trouble> {
+        let transfer = Transfer {
+            direction: Direction::ToMemory,
+            memory: plan::EDU_IOVA.plus(plan::TRANSFER_OFFSET),
+            offset: 0,
+            count: plan::TRANSFER_BYTES,
+        };
+        self.edus[index].start(transfer).map_err(Trouble::at("start a transfer"))
+    }
+
+    /// Loads every edu's buffer from memory and writes it back once: all translations have been used, and are cached.
+    fn exercise(&mut self) -> Result<(), Trouble> {
+        for index in 0..3 {
+            self.fill_page(index, PATTERNS[index])?;
+            let transfer = Transfer {
+                direction: Direction::ToDevice,
+                memory: plan::EDU_IOVA,
+                offset: 0,
+                count: plan::TRANSFER_BYTES,
+            };
+            self.edus[index].start(transfer).map_err(Trouble::at("load a device's buffer"))?;
+        }
+        self.wait_for_edus()?;
+        for index in 0..3 {
+            self.fill_page(index, plan::UNTOUCHED)?;
+            self.start_transfer(index)?;
+        }
+        self.wait_for_edus()?;
+        for index in 0..3 {
+            if !self.written(index)? {
+                let who = text::source(self.cast.edus()[index]);
+                return Err(Trouble { step: "exercise the devices", why: who + " did not reach its memory" });
+            }
+            self.fill_page(index, plan::UNTOUCHED)?;
+        }
+        Ok(())
+    }
+
+    fn fill_page(&self, index: usize, pattern: u64) -> Result<(), Trouble> {
+        let page = Extent::one(self.page(index).frame());
+        self.platform().fill(page, pattern).map_err(Trouble::at("fill a page"))
+    }
+
+    /// Whether edu `index`'s transfer has arrived in its page, whole and at its place.
+    pub(crate) fn written(&self, index: usize) -> Result<bool, Trouble> {
+        let inside = plan::TRANSFER_OFFSET..plan::TRANSFER_OFFSET + plan::TRANSFER_BYTES;
+        let wanted = |offset| if inside.contains(&offset) { PATTERNS[index] } else { plan::UNTOUCHED };
+        Ok(differs(self.platform(), self.page(index), PAGE_SIZE, wanted)?.is_none())
+    }
+
+    /// XXH64 of the tune as it lies in memory.
+    pub(crate) fn tune_hash(&self) -> Result<u64, Trouble> {
+        let mut hasher = Hasher::new(0);
+        let mut page = [0; PAGE_SIZE as usize];
+        for offset in (0..tune::BYTES as u64).step_by(page.len()) {
+            let at = self.memory.sound.start().plus(offset);
+            self.platform().read(at, &mut page).map_err(Trouble::at("read the tune"))?;
+            hasher.update(&page);
+        }
+        Ok(hasher.finish())
+    }
+
+    /// Stops the streams.
+    pub(crate) fn stop(self) -> Result<(), Trouble> {
+        self.playing.stop().map_err(Trouble::at("stop playing"))?;
+        self.capturing.stop().map_err(Trouble::at("stop capturing"))
+    }
+}
+
+impl Memory {
+    /// Takes the memory: one GiB for sound where the machine has that much above 4 GiB, otherwise 2 MiB.
+    fn take<P: Platform + ?Sized>(platform: &P) -> Result<Self, Trouble> {
+        let none = || Trouble::new("take memory for the devices", "there is not enough");
+        let above = PhysAddr::new(4 << 30);
+        let plenty =
+            platform.memory_map().iter().any(|r| r.usable && r.start >= above.get() && r.bytes >= 2 << 30);
+        let take = |bytes: u64, align| platform.allocate(bytes / PAGE_SIZE, align, PhysAddr::new(0));
+        let large = if plenty { platform.allocate(GIB_FRAMES, GIB_FRAMES, above) } else { None };
+        Ok(Self {
+            sound: large.or_else(|| take(plan::SOUND_BYTES, 512)).ok_or_else(none)?,
+            capture: take(plan::CAPTURE_BYTES, 1).ok_or_else(none)?,
+            transfer: take(PAGE_SIZE, 1).ok_or_else(none)?,
+            targets: take(2 * PAGE_SIZE, 1).ok_or_else(none)?,
+            notes: take(PAGE_SIZE, 1).ok_or_else(none)?,
+        })
+    }
+}
+
+/// Where memory first differs from what it should hold, by offset; `None` when it does not.
+pub(crate) fn differs<P: Platform + ?Sized>(
+    platform: &P,
+    start: PhysAddr,
+    bytes: u64,
+    wanted: impl Fn(u64) -> u64,
+) -> Result<Option<u64>, Trouble> {
+    for offset in (0..bytes).step_by(8) {
+        let found = platform.read64(start.plus(offset)).map_err(Trouble::at("compare memory"))?;
+        if found != wanted(offset) {
+            return Ok(Some(offset));
+        }
+    }
+    Ok(None)
+}
+
+/// The function at `source` as a requester.
+pub(crate) fn requester(source: SourceId) -> Requester {
+    Requester::new(Segment(0), source)
+}
+
+/// A new domain for the function at `source`.
+fn domain<P: Platform + ?Sized>(
+    kernel: &Kernel<'_, '_, P>,
+    ctx: &mut MaySleep,
+    source: SourceId,
+) -> Result<DomainHandle, Trouble> {
+    let unit = kernel.iommu.unit_of(requester(source));
+    let unit = unit.ok_or(Trouble::new("make a domain", "no unit watches the device"))?.id();
+    kernel.iommu.create_domain(ctx, &[unit], None).map_err(Trouble::at("make a domain"))
+}
+
+fn map<P: Platform + ?Sized>(
+    kernel: &Kernel<'_, '_, P>,
+    ctx: &mut MaySleep,
+    domain: DomainHandle,
+    iova: Iova,
+    memory: Extent,
+) -> Result<(), Trouble> {
+    let access = Access { read: true, write: true };
+    let mapped = kernel.iommu.map(ctx, domain, iova, memory.start(), memory.bytes(), access);
+    mapped.map_err(Trouble::at("map memory"))
+}
+
+fn attach<P: Platform + ?Sized>(
+    kernel: &Kernel<'_, '_, P>,
+    ctx: &mut MaySleep,
+    source: SourceId,
+    domain: DomainHandle,
+) -> Result<(), Trouble> {
+    let aliases = kernel.other_ids(source);
+    let attached = kernel.iommu.attach(ctx, requester(source), &aliases, domain);
+    attached.map_err(Trouble::at("attach a device"))?;
+    let unit = kernel.iommu.unit_of(requester(source)).map(Unit::id).unwrap_or_default();
+    let domain_id = kernel.iommu.domain_id(domain, unit).unwrap_or_default().0;
+    for id in [source].into_iter().chain(aliases) {
+        let listed = kernel.buses.0.is_listed(id);
+        kernel.platform().event(&Event::Attached { requester: text::source(id), domain_id, listed });
+    }
+    Ok(())
+}
+
+/// Gives the two requesters that will be cut off a domain and a page each.
+fn expose<P: Platform + ?Sized>(
+    kernel: &Kernel<'_, '_, P>,
+    ctx: &mut MaySleep,
+    cast: Cast,
+    memory: Memory,
+) -> Result<(), Trouble> {
+    for (index, source) in [cast.cut, cast.hidden].into_iter().enumerate() {
+        let domain = domain(kernel, ctx, source)?;
+        let page = memory.targets.start().plus(PAGE_SIZE * index as u64).frame();
+        map(kernel, ctx, domain, plan::EDU_IOVA, Extent::one(page))?;
+        attach(kernel, ctx, source, domain)?;
+    }
+    Ok(())
+}
+
+/// Writes the tune to memory at `at`.
+fn write_tune<P: Platform + ?Sized>(platform: &P, at: PhysAddr) -> Result<(), Trouble> {
+    let frames_per_page = PAGE_SIZE as u32 / tune::FRAME_BYTES as u32;
+    for first in (0..tune::FRAMES).step_by(frames_per_page as usize) {
+        let bytes: Vec<u8> = (first..first + frames_per_page).flat_map(tune::frame_bytes).collect();
+        let offset = u64::from(first) * tune::FRAME_BYTES as u64;
+        platform.write(at.plus(offset), &bytes).map_err(Trouble::at("write the tune"))?;
+    }
+    Ok(())
+}
+
+/// Resets the audio controller and starts both streams.
+fn start_streams<'p, P: Platform + ?Sized>(
+    platform: &'p P,
+    cast: Cast,
+    memory: Memory,
+) -> Result<(Stream<'p, P>, Stream<'p, P>), Trouble> {
+    let at = devices::registers(platform, cast.audio)?;
+    let audio = Controller::reset(platform, at).map_err(Trouble::at("reset the audio controller"))?;
+    let positions = plan::SOUND_IOVA.plus(plan::POSITIONS);
+    audio.set_position_buffer(Some(positions)).map_err(Trouble::at("set the position buffer"))?;
+    let start = |path, list, bytes: u64, buffer| {
+        let ring = Ring::new(plan::SOUND_IOVA.plus(list), BUFFERS, bytes as u32)?;
+        ring.write(platform, memory.sound.start().plus(list), buffer)?;
+        let stream = audio.start(path, ring)?;
+        stream.wait_until_it_moves(STREAM_LIMIT)?;
+        Ok::<_, crate::hda::HdaError>(stream)
+    };
+    let playing = start(Path::PLAYBACK, plan::PLAY_LIST, tune::BYTES as u64, plan::SOUND_IOVA);
+    let playing = playing.map_err(Trouble::at("start playing"))?;
+    let capturing = start(Path::CAPTURE, plan::CAPTURE_LIST, plan::CAPTURE_BYTES, plan::CAPTURE_IOVA);
+    Ok((playing, capturing.map_err(Trouble::at("start capturing"))?))
+}
+
+/// The three edus, as they run.
+pub(crate) fn edus<P: Platform + ?Sized>(platform: &P, cast: Cast) -> Result<[Edu<'_, P>; 3], Trouble> {
+    let open = |source| {
+        let at = devices::registers(platform, source)?;
+        Edu::open(platform, at).map_err(Trouble::at("open an edu"))
+    };
+    let [kept, cut, hidden] = cast.edus();
+    Ok([open(kept)?, open(cut)?, open(hidden)?])
+}
+
+/// Reports what the buses have.
+fn report_functions<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>) {
+    for function in kernel.buses.0.functions() {
+        kernel.platform().event(&Event::Function {
+            requester: text::source(function.source),
+            vendor: function.vendor,
+            device: function.device,
+            class: function.class,
+        });
+    }
+}
+
+/// Reports a unit as it is now.
+pub(crate) fn report_unit<P: Platform + ?Sized>(
+    platform: &P,
+    unit: &VtdUnit<'_, super::host::Machine<'_, P>>,
+) {
+    let version = platform.mmio_read32(PhysAddr::new(unit.id().register_base));
+    let version = spec::regs::Version::from_raw(version);
+    platform.event(&Event::Unit {
+        unit: unit.id().to_string(),
+        version: alloc::format!("{}.{}", version.max(), version.min()),
+        cap: unit.cap().raw(),
+        ecap: unit.ecap().raw(),
+        status: unit.status().raw(),
+        root: unit.root().raw(),
+        mode: if unit.root().ttm() == 0 { "legacy".to_string() } else { "scalable".to_string() },
+    });
+}

@@ -1,0 +1,271 @@
+//! The outgoing kernel's part: preserve, freeze, start the transfers that will be in flight, cut off, jump.
+
+use super::host::{Kernel, Machine};
+use super::notes::Notes;
+use super::scene::{Scene, differs, requester};
+use super::trouble::Trouble;
+use super::{End, Mutant, Verdict, judge, plan};
+use crate::event::{Checked, Event, Violation};
+use crate::platform::{Mark, Platform};
+use crate::text;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::mem::ManuallyDrop;
+use iommu::DomainHandle;
+use liveupdate::host::{Atomic, MaySleep, TableMemory};
+use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, Sealed, Token};
+use spec::{PAGE_SIZE, PhysAddr, SourceId};
+
+/// Time between the starts of two transfers, so that a unit with a single fault record can hold each fault for itself.
+const BETWEEN_TRANSFERS: u64 = 15_000_000;
+
+/// One update, from the first `preserve` to the jump. When it is refused, the devices go on and are judged here.
+pub(crate) fn run<P: Platform + ?Sized>(
+    scene: Scene<'_, '_, P>,
+    mut ctx: MaySleep,
+    update: u64,
+) -> Result<End, Trouble> {
+    let platform = scene.platform();
+    if let Err(why) = timed(platform, "load", || platform.load_successor()) {
+        platform.event(&Event::Refused { step: "load the successor".to_string(), why });
+        let mut scene = scene;
+        judge::performance(&mut scene)?;
+        return super::over(scene, update - 1, Verdict::Refused);
+    }
+    let mut store = super::store::Store::new();
+    let mut outgoing = Outgoing::new(scene.kernel, store.storage());
+    timed(platform, "preserve", || preserve(&scene, &mut outgoing, &mut ctx))?;
+    announce(&scene);
+    if Mutant::of(platform) == Some(Mutant::StrayLeaf) {
+        bend_leaf(scene.kernel, scene.edu_domain)?;
+    }
+    match freeze(&scene, outgoing, &mut ctx, update)? {
+        Some(sealed) => leave(scene, sealed, ctx),
+        None => {
+            let mut scene = scene;
+            judge::performance(&mut scene)?;
+            super::over(scene, update - 1, Verdict::Refused)
+        }
+    }
+}
+
+/// Runs a phase and reports how long it took.
+fn timed<P: Platform + ?Sized, T>(platform: &P, phase: &str, f: impl FnOnce() -> T) -> T {
+    let start_ns = platform.now();
+    let result = f();
+    report_phase(platform, platform.release(), phase, start_ns, platform.now() - start_ns);
+    result
+}
+
+/// Reports a phase of `kernel`.
+pub(crate) fn report_phase<P: Platform + ?Sized>(
+    platform: &P,
+    kernel: &str,
+    phase: &str,
+    start_ns: u64,
+    duration_ns: u64,
+) {
+    let (kernel, phase) = (kernel.to_string(), phase.to_string());
+    platform.event(&Event::Phase { kernel, phase, start_ns, duration_ns });
+}
+
+/// Preserves regions, then domains, then requesters.
+fn preserve<'k, 'p, P: Platform + ?Sized>(
+    scene: &Scene<'k, 'p, P>,
+    outgoing: &mut Outgoing<'k, '_, Kernel<'k, 'p, P>>,
+    ctx: &mut MaySleep,
+) -> Result<(), Trouble> {
+    let platform = scene.platform();
+    let regions = [
+        (plan::SOUND, scene.memory.sound),
+        (plan::CAPTURE, scene.memory.capture),
+        (plan::TRANSFER, scene.memory.transfer),
+        (plan::TARGETS, scene.memory.targets),
+        (plan::NOTES, scene.memory.notes),
+    ];
+    for (token, extent) in regions {
+        let preserved = outgoing.preserve_region(ctx, token, extent, RegionKind::Memory);
+        preserved.map_err(Trouble::at("preserve a region"))?;
+        let (token, start, bytes) = (plan::name(token), extent.start().get(), extent.bytes());
+        platform.event(&Event::PreservedRegion { token, start, bytes });
+    }
+    for (token, domain) in [(plan::AUDIO_DOMAIN, scene.audio_domain), (plan::EDU_DOMAIN, scene.edu_domain)] {
+        preserve_domain(scene.kernel, outgoing, ctx, token, domain)?;
+    }
+    for (token, source) in [(plan::AUDIO, scene.cast.audio), (plan::EDU, scene.cast.kept)] {
+        let preserved = outgoing.preserve_requester(ctx, token, requester(source));
+        preserved.map_err(Trouble::at("preserve a requester"))?;
+        let domain_id = outgoing.requesters().find(|k| k.token == token).map(|k| k.entry.domain_id().0);
+        let (requester, domain_id) = (text::source(source), domain_id.unwrap_or_default());
+        platform.event(&Event::Preserved { requester, domain_id, token: plan::name(token) });
+    }
+    Ok(())
+}
+
+fn preserve_domain<'k, 'p, P: Platform + ?Sized>(
+    kernel: &Kernel<'k, 'p, P>,
+    outgoing: &mut Outgoing<'k, '_, Kernel<'k, 'p, P>>,
+    ctx: &mut MaySleep,
+    token: Token,
+    domain: DomainHandle,
+) -> Result<(), Trouble> {
+    let mut runs = Vec::new();
+    kernel
+        .iommu
+        .domain_tables(domain, &mut |run| runs.push(run))
+        .map_err(Trouble::at("list a domain's tables"))?;
+    let none = || Trouble::new("preserve a domain", "the driver does not know it");
+    let top_table = kernel.iommu.top_table(domain).ok_or_else(none)?;
+    let levels = kernel.iommu.levels(domain).ok_or_else(none)?;
+    let preserved = outgoing.preserve_domain(ctx, token, DomainTablesOf { top_table, levels, runs: &runs });
+    preserved.map_err(Trouble::at("preserve a domain"))
+}
+
+/// Says who will be cut off, and where they aim.
+fn announce<P: Platform + ?Sized>(scene: &Scene<'_, '_, P>) {
+    let buses = &scene.kernel.buses.0;
+    for (index, source) in [(1, scene.cast.cut), (2, scene.cast.hidden)] {
+        let carried = buses.carried_by(source);
+        scene.platform().event(&Event::ToCutOff {
+            requester: text::source(carried),
+            listed: buses.is_listed(carried),
+            target_start: scene.page(index).get(),
+            target_bytes: PAGE_SIZE,
+        });
+    }
+}
+
+/// Freezes and reports the audit; `None` when it was refused, with everything as it was.
+fn freeze<'k, 's, 'p, P: Platform + ?Sized>(
+    scene: &Scene<'k, 'p, P>,
+    outgoing: Outgoing<'k, 's, Kernel<'k, 'p, P>>,
+    ctx: &mut MaySleep,
+    update: u64,
+) -> Result<Option<Sealed<'k, 's, Kernel<'k, 'p, P>>>, Trouble> {
+    let platform = scene.platform();
+    let homes: Vec<_> = platform.successor_home().into_iter().collect();
+    let input = FreezeInput { release: platform.release(), update, scratch: &homes };
+    let mut words = super::store::audit_words();
+    let mut findings = Vec::new();
+    let frozen = timed(platform, "freeze", || {
+        let scratch = &mut audit::Scratch::new(&mut words);
+        outgoing.freeze(ctx, &input, scratch, &mut |finding| findings.push(finding))
+    });
+    match frozen {
+        Ok(sealed) => {
+            report_audit(platform, "before_jump", Some(&sealed.audit), &findings);
+            let c = sealed.container;
+            platform.event(&Event::Handover {
+                fdt: c.fdt.get(),
+                blob_start: c.blob.get(),
+                blob_bytes: c.blob_bytes,
+                digest: c.digest,
+                preserved_frames: c.preserved_frames,
+                extents: c.runs as u64,
+            });
+            Ok(Some(sealed))
+        }
+        Err(refused) => {
+            report_audit(platform, "before_jump", None, &findings);
+            platform.event(&Event::Refused { step: "freeze".to_string(), why: refused.why.to_string() });
+            Ok(None)
+        }
+    }
+}
+
+/// Reports an audit.
+pub(crate) fn report_audit<P: Platform + ?Sized>(
+    platform: &P,
+    when: &str,
+    report: Option<&audit::Report>,
+    findings: &[audit::Finding],
+) {
+    let checked = report.iter().flat_map(|r| &r.checked).filter(|c| c.checkable).map(|c| Checked {
+        invariant: c.invariant.to_string(),
+        what: c.what.to_string(),
+        count: c.items,
+    });
+    let violations = findings.iter().map(|f| Violation {
+        invariant: f.invariant.to_string(),
+        requester: f.requester.map(text::requester).unwrap_or_default(),
+        address: f.at,
+        words: f.to_string(),
+    });
+    let (checked, violations) = (checked.collect(), violations.collect());
+    platform.event(&Event::Audit { when: when.to_string(), checked, violations });
+}
+
+/// Past the seal: transfers are started, then the point of no return. Nothing allocates, sleeps or fails from there on.
+fn leave<'k, 'p, P: Platform + ?Sized>(
+    scene: Scene<'k, 'p, P>,
+    sealed: Sealed<'k, '_, Kernel<'k, 'p, P>>,
+    ctx: MaySleep,
+) -> Result<End, Trouble> {
+    let platform = scene.platform();
+    let mut notes = Notes { tune: scene.tune_hash()?, ..Notes::EMPTY };
+    for (index, pause) in [(1, BETWEEN_TRANSFERS), (2, BETWEEN_TRANSFERS), (0, 0)] {
+        scene.start_transfer(index)?;
+        let start = platform.now();
+        while platform.now().saturating_sub(start) < pause {
+            platform.relax();
+        }
+    }
+    // What is dropped past the point of no return would give memory back: it stays where it is.
+    let mut scene = ManuallyDrop::new(scene);
+    let mutant = Mutant::of(platform);
+    let atomic = Atomic::for_good(ctx);
+    sabotage(scene.kernel, mutant, true);
+    let start = platform.now();
+    platform.mark(Mark::CutOffBegin);
+    let cut_off = sealed.cut_off(&atomic, &mut |event| notes.note(event));
+    platform.mark(Mark::CutOffDone);
+    notes.cut_off = (start, platform.now() - start);
+    sabotage(scene.kernel, mutant, false);
+    notes.busy = scene.edus[0].busy();
+    notes.capturing = scene.capturing.position();
+    notes.playing = scene.playing.position();
+    // The frame was written to when the scene was built: this cannot fail, and a jump without notes is still a jump.
+    let _ = notes.write(platform, scene.memory.notes);
+    platform.mark(Mark::Jump);
+    Ok(End::Jump { fdt: cut_off.container.fdt })
+}
+
+/// Puts the mistakes in that concern the cut-off, or takes them out again.
+fn sabotage<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, mutant: Option<Mutant>, on: bool) {
+    let lose = mutant == Some(Mutant::NoCutOff);
+    kernel.machine.lose_stores.set(on && lose);
+    for unit in &kernel.units {
+        unit.swallow_forget.set(on && (lose || mutant == Some(Mutant::MissingInvalidation)));
+    }
+}
+
+/// Bends the preserved edu's leaf to a frame that nobody preserved.
+fn bend_leaf<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, domain: DomainHandle) -> Result<(), Trouble> {
+    let none = || Trouble::new("bend a leaf", "the leaf is not where it should be");
+    let mut table = kernel.iommu.top_table(domain).ok_or_else(none)?;
+    let levels = kernel.iommu.levels(domain).ok_or_else(none)?;
+    let machine: &Machine<'_, P> = kernel.machine;
+    for level in (0..levels).rev() {
+        let at = table.plus(8 * spec::second_stage::index(plan::EDU_IOVA.get(), level));
+        let raw = machine.read(at).map_err(Trouble::at("bend a leaf"))?;
+        let entry = spec::second_stage::SecondStageEntry::from_raw(raw);
+        if level > 0 {
+            table = entry.address();
+            continue;
+        }
+        let stray = kernel.platform().allocate(1, 1, PhysAddr::new(0)).ok_or_else(none)?;
+        let bent = entry.with_addr(stray.first().number()).raw();
+        machine.write(at, bent).map_err(Trouble::at("bend a leaf"))?;
+    }
+    Ok(())
+}
+
+/// Whether a requester's target memory is as it was; the offset of the first difference if not.
+pub(crate) fn target_difference<P: Platform + ?Sized>(
+    scene: &Scene<'_, '_, P>,
+    index: usize,
+) -> Result<(SourceId, Option<u64>), Trouble> {
+    let source = scene.kernel.buses.0.carried_by(scene.cast.edus()[index]);
+    let difference = differs(scene.platform(), scene.page(index), PAGE_SIZE, |_| plan::UNTOUCHED)?;
+    Ok((source, difference))
+}
