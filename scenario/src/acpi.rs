@@ -298,7 +298,6 @@ struct Header {
 
 fn header<P: Platform + ?Sized>(platform: &P, at: PhysAddr) -> Result<Header, AcpiError> {
     let mut raw = [0; HEADER_BYTES];
-    at.checked_add(HEADER_BYTES as u64).ok_or(AcpiError::NoMemory { at })?;
     platform.read(at, &mut raw)?;
     Ok(Header { signature: Signature([raw[0], raw[1], raw[2], raw[3]]), bytes: le32(&raw[4..8]) })
 }
@@ -308,7 +307,6 @@ fn copy<P: Platform + ?Sized>(platform: &P, at: PhysAddr, header: Header) -> Res
     if (bytes as usize) < HEADER_BYTES || bytes > MAX_TABLE_BYTES {
         return Err(AcpiError::Length { at, signature, bytes });
     }
-    at.checked_add(bytes.into()).ok_or(AcpiError::NoMemory { at })?;
     let mut copied = vec![0; bytes as usize];
     platform.read(at, &mut copied).map_err(|_| AcpiError::NoMemory { at })?;
     match sum(&copied) {

@@ -110,11 +110,11 @@ pub enum Oddity {
 /// Why a function could not be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PciError {
-    /// The capability list comes back to an entry, or has more than fit.
+    /// The capability list comes back to an entry: it has more than fit.
     CapabilityCycle {
         /// The function.
         function: SourceId,
-        /// Where it comes back to.
+        /// A part of the cycle.
         offset: u8,
     },
     /// A capability pointer into the header.
@@ -148,7 +148,7 @@ impl fmt::Display for PciError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::CapabilityCycle { function, offset } => {
-                write!(f, "the capability list of {function} comes back to {offset:#04x}")
+                write!(f, "the capability list of {function} has a cycle through {offset:#04x}")
             }
             Self::CapabilityOutside { function, offset } => {
                 write!(f, "a capability pointer of {function} is {offset:#04x}, inside the header")
@@ -432,23 +432,19 @@ pub fn capability<P: Platform + ?Sized>(
         return Ok(None);
     }
     let mut offset = platform.config_read32(function, reg::CAPABILITIES) as u8 & 0xfc;
-    let mut visited = 0u64;
     for _ in 0..MAX_CAPABILITIES {
         match offset {
             0 => return Ok(None),
             1..0x40 => return Err(PciError::CapabilityOutside { function, offset }),
             _ => {}
         }
-        if visited & 1 << (offset / 4) != 0 {
-            break;
-        }
-        visited |= 1 << (offset / 4);
         let entry = platform.config_read32(function, offset.into());
         if entry as u8 == id {
             return Ok(Some(offset));
         }
         offset = (entry >> 8) as u8 & 0xfc;
     }
+    // As many as there is room for, and still no end.
     match offset {
         0 => Ok(None),
         offset => Err(PciError::CapabilityCycle { function, offset }),

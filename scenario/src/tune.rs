@@ -285,6 +285,16 @@ mod tests {
     }
 
     #[test]
+    fn pitches_are_those_of_the_equal_temperament() {
+        for (millihertz, semitones_from_a4) in
+            [(G2, -26), (C3, -21), (C4, -9), (D4, -7), (E4, -5), (F4, -4), (G4, -2)]
+        {
+            let exact = 440_000.0 * (f64::from(semitones_from_a4) / 12.0).exp2();
+            assert!((f64::from(millihertz) - exact).abs() < 1.0, "{millihertz}, {exact}");
+        }
+    }
+
+    #[test]
     fn each_note_sounds_at_its_pitch() {
         let mut start = 0;
         for &Note(pitch, eighths) in &MELODY {

@@ -147,6 +147,7 @@ fn pointers_to_nowhere_are_reported_and_the_rest_is_followed() {
     let pointers = [u64::MAX - 8, 0, 0x9000_0000, 0x7_0000];
     put(&machine, 0x6_8000, &table(b"XSDT", &pointers.map(u64::to_le_bytes).concat()));
     put(&machine, 0x7_0000, &table(b"DMAR", b"1"));
+    put(&machine, 0, &table(b"DMAR", b"what a zero does not point to"));
     let found = tables(&machine, at(RSDP), Signature::DMAR).unwrap();
     assert_eq!(found.unreadable, vec![at(u64::MAX - 8), at(0x9000_0000)]);
     assert_eq!(found.found.len(), 1);
@@ -177,8 +178,9 @@ fn a_root_table_with_too_many_entries_is_refused() {
 
 #[test]
 fn both_checksums_of_the_rsdp_are_checked() {
-    for (damaged, sum) in [(10, 0x40), (30, 0x40)] {
-        let mut bytes = rsdp(2, ROOT as u32, 0x6_8000);
+    let sum = 0x40;
+    for (revision, damaged) in [(0, 10), (2, 10), (2, 30)] {
+        let mut bytes = rsdp(revision, ROOT as u32, 0x6_8000);
         bytes[damaged] = bytes[damaged].wrapping_add(sum);
         let machine = bare(bytes);
         assert_eq!(dmar(&machine), Err(AcpiError::RsdpChecksum { at: at(RSDP), sum }), "byte {damaged}");

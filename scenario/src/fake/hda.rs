@@ -12,6 +12,9 @@ const STREAM_RESET_NS: u64 = 5_000;
 /// Nanoseconds for a frame of 4 bytes, times 3.
 const THREE_FRAMES_NS: u64 = 62_500;
 
+/// Status of a stream, in the top byte of its control register.
+const FIFO_READY: u32 = 1 << 29;
+
 /// What a test can see and turn from outside.
 #[derive(Clone, Default)]
 pub(crate) struct Strings {
@@ -185,7 +188,6 @@ impl FakeHda {
         stream.ctl = value & 0x00f0_0002;
         if starts {
             stream.moved = now;
-            stream.lpib = 0;
             stream.entries.clear();
             for index in 0..=u64::from(stream.lvi) {
                 let mut entry = [0; 16];
@@ -222,7 +224,7 @@ impl Device for FakeHda {
         }
         let stream = &self.streams[(offset - 0x80) as usize / 0x20];
         match (offset & 0x1f, width) {
-            (0x00, 4) => (stream.ctl ^ u32::from(now < stream.reset_done)).into(),
+            (0x00, 4) => (FIFO_READY | stream.ctl ^ u32::from(now < stream.reset_done)).into(),
             (0x04, 4) => stream.lpib.into(),
             (0x08, 4) => stream.cbl.into(),
             (0x0c, 2) => stream.lvi.into(),

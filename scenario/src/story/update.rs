@@ -41,12 +41,14 @@ pub(crate) fn run<P: Platform + ?Sized>(
     }
     match freeze(&scene, outgoing, &mut ctx, update)? {
         Some(sealed) => leave(scene, sealed, ctx),
-        None => {
-            let mut scene = scene;
-            judge::performance(&mut scene)?;
-            super::over(scene, update - 1, Verdict::Refused)
-        }
+        None => stay(scene, update),
     }
+}
+
+/// The update was refused: everything goes on here.
+fn stay<P: Platform + ?Sized>(mut scene: Scene<'_, '_, P>, update: u64) -> Result<End, Trouble> {
+    judge::performance(&mut scene)?;
+    super::over(scene, update - 1, Verdict::Refused)
 }
 
 /// Runs a phase and reports how long it took.
