@@ -19,6 +19,8 @@ pub enum Owner {
 pub struct DomainIds {
     /// How many ids the unit tells apart; ids are 0 to this, exclusively.
     limit: u32,
+    /// No id below this one is free.
+    low: u32,
     owners: BTreeMap<u16, Owner>,
 }
 
@@ -26,7 +28,7 @@ impl DomainIds {
     /// The ids of a unit that tells `limit` apart (CAP.ND). None has an owner.
     #[must_use]
     pub const fn new(limit: u32) -> Self {
-        Self { limit, owners: BTreeMap::new() }
+        Self { limit, low: 1, owners: BTreeMap::new() }
     }
 
     /// Gives `id` to `owner`. Id 0 is never given: with caching mode hardware tags absent entries with it.
@@ -45,13 +47,9 @@ impl DomainIds {
 
     /// The lowest free id, given to `domain` now.
     pub fn allocate(&mut self, domain: DomainHandle) -> Option<DomainId> {
-        let mut id = 1;
-        for &taken in self.owners.keys() {
-            if u32::from(taken) == id {
-                id += 1;
-            }
-        }
-        let id = u16::try_from(id).ok().filter(|&id| u32::from(id) < self.limit)?;
+        let free = |id: &u16| !self.owners.contains_key(id);
+        let id = (self.low..self.limit).filter_map(|id| u16::try_from(id).ok()).find(free)?;
+        self.low = u32::from(id) + 1;
         self.owners.insert(id, Owner::Domain(domain));
         Some(DomainId(id))
     }
@@ -65,6 +63,7 @@ impl DomainIds {
     /// The id is free again. Hardware must have forgotten it.
     pub fn release(&mut self, id: DomainId) {
         self.owners.remove(&id.0);
+        self.low = self.low.min(u32::from(id.0).max(1));
     }
 
     /// The id's domain is gone, but hardware may not have forgotten it: kept from being given out.

@@ -33,6 +33,8 @@ pub mod unit;
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod tests;
 
 pub use domain::DomainHandle;
 pub use driver::{Iommu, Setup};
