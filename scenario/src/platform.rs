@@ -135,4 +135,6 @@ pub enum Mark {
     Finished = 0x1007,
     /// The witnesses are judged; from here on devices are stopped and translation may go off.
     Over = 0x1008,
+    /// An incoming kernel has judged its update: from here on it sets up anew what was cut off, for the next update.
+    Rearm = 0x1009,
 }

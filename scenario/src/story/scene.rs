@@ -104,6 +104,7 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
     /// Gives the requesters that were cut off domains again. Nothing to do in the first kernel.
     pub(crate) fn rearm(&mut self, ctx: &mut MaySleep) -> Result<(), Trouble> {
         if self.arrived_with.is_some() {
+            self.platform().mark(Mark::Rearm);
             expose(self.kernel, ctx, self.cast, self.memory)?;
             self.exercise()?;
         }
