@@ -24,6 +24,9 @@ use spec::{Extent, PAGE_SIZE, PhysAddr};
 /// The entry code's tables map this much, and a PVH start info lies within it.
 const LOW_MEMORY_END: u64 = 4 << 30;
 
+/// Memory below 1 MiB is never handed out: firmware and idle processors may still look at it.
+const LEGACY: Area = Area { start: 0, end: 1 << 20 };
+
 /// What the running image knows of itself, from its linker script.
 #[derive(Debug)]
 pub struct Kernel {
@@ -116,14 +119,14 @@ fn prepare(kernel: &'static Kernel, entry: Entry) -> Result<Hardware, BootError>
     interrupts::mask_all();
     let clock = Hpet::start()?;
     let mut frames = FrameAllocator::new(map.iter().filter_map(memory::whole_frames));
-    for area in layout::AREAS {
+    for area in layout::AREAS.into_iter().chain([LEGACY]) {
         frames.reserve(area.extent());
     }
     if let Some(module) = module(kernel, &boot, &map)? {
         frames.reserve(module);
     }
-    let successor = Successor::present(&boot);
-    Ok(Hardware::new(kernel, boot, map, clock, frames, tables, successor))
+    let follows = Successor::present(&boot);
+    Ok(Hardware::new(kernel, boot, map, clock, frames, tables, follows))
 }
 
 /// Copies everything that whoever came before us left, before any of it can be overwritten.

@@ -6,7 +6,9 @@ use crate::bootparam::BootParameters;
 use crate::hw::serial::{self, Serial};
 use crate::hw::{cpu, hpet::Hpet, physical, port};
 use crate::paging::{PageTables, PagingError, Rights, TableWords};
+use crate::successor::Successor;
 use crate::{cmdline, frames::FrameAllocator, memory};
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::fmt::{self, Write};
@@ -48,7 +50,9 @@ pub struct Hardware {
     clock: Hpet,
     frames: RefCell<FrameAllocator>,
     tables: RefCell<PageTables<OwnTables>>,
-    successor: bool,
+    /// Whether the bundle holds an image that comes next.
+    follows: bool,
+    successor: RefCell<Option<Successor>>,
 }
 
 impl Hardware {
@@ -59,10 +63,10 @@ impl Hardware {
         clock: Hpet,
         frames: FrameAllocator,
         tables: PageTables<OwnTables>,
-        successor: bool,
+        follows: bool,
     ) -> Self {
         let (frames, tables) = (RefCell::new(frames), RefCell::new(tables));
-        Self { kernel, boot, map, clock, frames, tables, successor }
+        Self { kernel, boot, map, clock, frames, tables, follows, successor: RefCell::new(None) }
     }
 
     /// What the kernel was told at its start.
@@ -74,6 +78,13 @@ impl Hardware {
     #[must_use]
     pub fn kernel(&self) -> &'static Kernel {
         self.kernel
+    }
+
+    /// Leaves for the successor with the handover whose FDT is at `fdt` (0: none). Returns only when none was loaded.
+    pub fn jump(&self, fdt: u64) {
+        if let Some(successor) = self.successor.borrow_mut().take() {
+            successor.jump(self, fdt);
+        }
     }
 
     /// Changes the rights of pages of the kernel's own map.
@@ -226,7 +237,15 @@ impl Platform for Hardware {
         self.kernel.home.extent()
     }
     fn successor_home(&self) -> Option<Extent> {
-        self.successor.then(|| self.kernel.home.other().extent())
+        self.follows.then(|| self.kernel.home.other().extent())
+    }
+    fn load_successor(&self) -> Result<(), String> {
+        let loaded = Successor::load(self).map_err(|error| error.to_string())?;
+        if let Some(successor) = &loaded {
+            self.log(format_args!("release {} is loaded", successor.release()));
+        }
+        self.successor.replace(loaded);
+        Ok(())
     }
     fn allocate(&self, count: u64, align: u64, above: PhysAddr) -> Option<Extent> {
         let run = self.frames.borrow_mut().allocate(count, align, above)?;
