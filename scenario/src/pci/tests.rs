@@ -3,6 +3,7 @@
 use super::*;
 use crate::fake::{FakeFunction, Machine};
 use alloc::vec;
+use spec::PhysAddr;
 
 fn source(bus: u8, device: u8, function: u8) -> SourceId {
     SourceId::new(bus, device, function)
