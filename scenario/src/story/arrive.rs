@@ -48,9 +48,6 @@ pub(crate) fn open<'s, P: Platform + ?Sized>(
     }
     keep.iter().for_each(|run| platform.reserve(*run));
     phases.push(("open", start, platform.now() - start));
-    if Mutant::of(platform) == Some(Mutant::TranslationOff) {
-        opened.for_each_unit(&mut |unit| mutant::blink(platform, unit));
-    }
     if platform.option("no-poison").is_none() {
         let start = platform.now();
         keep.push(platform.home());
@@ -58,6 +55,9 @@ pub(crate) fn open<'s, P: Platform + ?Sized>(
         let bytes = poison::poison(machine, &mut keep, log)?;
         phases.push(("poison", start, platform.now() - start));
         platform.log(format_args!("{} MiB that nobody preserved are overwritten", bytes >> 20));
+    }
+    if Mutant::of(platform) == Some(Mutant::TranslationOff) {
+        opened.for_each_unit(&mut |unit| mutant::blink(platform, unit));
     }
     Ok(Arrival { opened, phases })
 }

@@ -43,8 +43,8 @@ pub(crate) const POSITIONS: u64 = CAPTURE_LIST + PAGE_SIZE;
 /// Bytes of the capture ring: 341 ms.
 pub(crate) const CAPTURE_BYTES: u64 = 64 << 10;
 
-/// Where the audio controller sees the sound region: 3 GiB, so that the largest leaf fits.
-pub(crate) const SOUND_IOVA: Iova = Iova::new(3 << 30);
+/// Where the audio controller sees the sound region: 1 GiB, so that the largest leaf fits.
+pub(crate) const SOUND_IOVA: Iova = Iova::new(1 << 30);
 /// Where the audio controller sees the capture region: above 4 GiB, in pages of 4 KiB.
 pub(crate) const CAPTURE_IOVA: Iova = Iova::new(0x1_4000_5000);
 /// Where each edu sees its page of memory; below the 28 bits that the device drives.

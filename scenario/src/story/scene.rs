@@ -199,7 +199,8 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
         Ok(())
     }
 
-    fn fill_page(&self, index: usize, pattern: u64) -> Result<(), Trouble> {
+    /// Fills the page that edu `index` works on.
+    pub(crate) fn fill_page(&self, index: usize, pattern: u64) -> Result<(), Trouble> {
         let page = Extent::one(self.page(index).frame());
         self.platform().fill(page, pattern).map_err(Trouble::at("fill a page"))
     }

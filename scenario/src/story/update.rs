@@ -16,8 +16,13 @@ use liveupdate::host::{Atomic, MaySleep, TableMemory};
 use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, Sealed, Token};
 use spec::{PAGE_SIZE, PhysAddr, SourceId};
 
-/// Time between the starts of two transfers, so that a unit with a single fault record can hold each fault for itself.
-const BETWEEN_TRANSFERS: u64 = 15_000_000;
+/// Time between the starts of the two transfers that will be refused, so that a unit with a single fault record can hold
+/// each fault for itself.
+const BETWEEN_TRANSFERS: u64 = 40_000_000;
+/// The cut-off must begin this soon after the first start, in nanoseconds: a transfer takes about 100 ms.
+const LATEST_CUT_OFF: u64 = 55_000_000;
+/// How often the transfers are started, at most, until the machine is quick enough.
+const STARTS: u32 = 20;
 
 /// One update, from the first `preserve` to the jump. When it is refused, the devices go on and are judged here.
 pub(crate) fn run<P: Platform + ?Sized>(
@@ -199,19 +204,13 @@ pub(crate) fn report_audit<P: Platform + ?Sized>(
 
 /// Past the seal: transfers are started, then the point of no return. Nothing allocates, sleeps or fails from there on.
 fn leave<'k, 'p, P: Platform + ?Sized>(
-    scene: Scene<'k, 'p, P>,
+    mut scene: Scene<'k, 'p, P>,
     sealed: Sealed<'k, '_, Kernel<'k, 'p, P>>,
     ctx: MaySleep,
 ) -> Result<End, Trouble> {
     let platform = scene.platform();
     let mut notes = Notes { tune: scene.tune_hash()?, ..Notes::EMPTY };
-    for (index, pause) in [(1, BETWEEN_TRANSFERS), (2, BETWEEN_TRANSFERS), (0, 0)] {
-        scene.start_transfer(index)?;
-        let start = platform.now();
-        while platform.now().saturating_sub(start) < pause {
-            platform.relax();
-        }
-    }
+    start_transfers(&mut scene)?;
     // What is dropped past the point of no return would give memory back: it stays where it is.
     let mut scene = ManuallyDrop::new(scene);
     let mutant = Mutant::of(platform);
@@ -230,6 +229,27 @@ fn leave<'k, 'p, P: Platform + ?Sized>(
     let _ = notes.write(platform, scene.memory.notes);
     platform.mark(Mark::Jump);
     Ok(End::Jump { fdt: cut_off.container.fdt })
+}
+
+/// Starts the transfers that will be in flight at the jump: first those that will be refused. A machine that was held up
+/// meanwhile (by its own host) tries again, once the transfers are over and their traces removed.
+fn start_transfers<P: Platform + ?Sized>(scene: &mut Scene<'_, '_, P>) -> Result<(), Trouble> {
+    let platform = scene.platform();
+    for _ in 0..STARTS {
+        let first = platform.now();
+        scene.start_transfer(1)?;
+        while platform.now().saturating_sub(first) < BETWEEN_TRANSFERS {
+            platform.relax();
+        }
+        scene.start_transfer(2)?;
+        scene.start_transfer(0)?;
+        if platform.now().saturating_sub(first) < LATEST_CUT_OFF {
+            return Ok(());
+        }
+        scene.wait_for_edus()?;
+        (0..3).try_for_each(|index| scene.fill_page(index, plan::UNTOUCHED))?;
+    }
+    Err(Trouble::new("start the transfers", "this machine is held up too often to have them in flight"))
 }
 
 /// Puts the mistakes in that concern the cut-off, or takes them out again.
