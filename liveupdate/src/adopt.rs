@@ -3,14 +3,18 @@
 //! A domain that fails its checks is blocked alone: its requesters' entries are cleared and forgotten, the rest goes on.
 //! Nothing here switches translation off, and nothing gives a requester more than it had (I8).
 
-use crate::book::{Book, Domain, DomainState, Kept, RegionKind, Token};
+use crate::book::{Book, Domain, DomainState, Kept, Region, Token};
 use crate::freeze::run_audit;
-use crate::host::{Atomic, Forget, Host, MaySleep, NoMemory, Unit};
+use crate::host::{Atomic, Forget, Host, MaySleep, NoMemory, TimedOut, Unit};
+use crate::list::List;
 use crate::open::Opened;
 use crate::prune::{CutOffEvent, prune};
 use crate::roots::{self, ENTRY_BYTES};
 use crate::walk::{self, Visit};
 use spec::{DomainId, Extent, PhysAddr, Requester, UnitId};
+
+/// Tables that one domain has at most: a terabyte of them.
+const MAX_TABLES: u64 = 1 << 28;
 
 /// A handover that was held against running hardware. Domains with findings are marked to be blocked.
 #[derive(Debug)]
@@ -119,20 +123,17 @@ impl<'s> Opened<'s> {
 
     /// Marks the domains that a finding speaks against.
     fn mark(&mut self, finding: &audit::Finding) {
-        if let Some(token) = finding.domain {
-            let found = self.book.domains.find(|d| d.token.0 == token).map(|(i, _)| i);
-            return self.block(|_, index| Some(index) == found);
-        }
+        let domain = finding.domain.and_then(|token| self.book.domains.find(|d| d.token.0 == token));
         let owner = finding.requester.and_then(|r| self.book.owner(r.segment, r.source)).map(|k| k.domain);
-        if owner.is_some() {
-            return self.block(|_, index| Some(index) == owner);
+        if let Some(index) = domain.map(|(i, _)| i).or(owner) {
+            return self.block(|_, other| other == index);
         }
         if finding.requester.is_some() {
             return; // somebody else's entry: cleared at adoption
         }
-        match finding.unit.and_then(|id| self.book.units.find(|u| u.id == id)).map(|(i, _)| i) {
-            Some(unit) => self
-                .block(|book, index| book.requesters.find(|k| k.unit == unit && k.domain == index).is_some()),
+        match finding.unit.map(|id| self.book.units.find(|u| u.id == id).map(|(i, _)| i)) {
+            Some(Some(unit)) => self.block(|book, domain| book.uses(unit, domain)),
+            Some(None) => {} // a unit that was not handed over: none of ours is behind it
             None => self.block(|_, _| true),
         }
     }
@@ -156,7 +157,22 @@ impl<'s> Checked<'s> {
         &self.opened
     }
 
-    /// Adopts every unit in place: domain ids are reserved, whatever does not belong there is cleared, hardware forgets.
+    /// Adopts every unit in place. A handover that was opened but not checked cannot be adopted:
+    ///
+    /// ```compile_fail,E0599
+    /// # use liveupdate::{AdoptEvent, Opened, host::{Host, MaySleep}};
+    /// fn wrong<H: Host>(opened: Opened<'_>, host: &H, ctx: &mut MaySleep) {
+    ///     opened.adopt(host, ctx, &mut |_, _| true, &mut |_| ()); // nothing was checked: does not compile
+    /// }
+    /// ```
+    /// ```
+    /// # use liveupdate::{AdoptEvent, Checked, host::{Host, MaySleep}};
+    /// fn right<H: Host>(checked: Checked<'_>, host: &H, ctx: &mut MaySleep) {
+    ///     checked.adopt(host, ctx, &mut |_, _| true, &mut |_| ());
+    /// }
+    /// ```
+    ///
+    /// Domain ids are reserved, whatever does not belong there is cleared, hardware forgets.
     /// The host has given each unit its new invalidation queue before.
     ///
     /// `reserve` reserves a domain id in the driver, before it hands out any of its own.
@@ -167,23 +183,30 @@ impl<'s> Checked<'s> {
         reserve: &mut dyn FnMut(UnitId, DomainId) -> bool,
         report: &mut dyn FnMut(AdoptEvent),
     ) -> Incoming<'h, 's, H> {
+        for index in 0..self.opened.book.units.capacity() {
+            let Some(unit) = self.opened.book.units.get(index).map(|u| u.id) else { continue };
+            if host.unit(unit).is_none() {
+                report(AdoptEvent::UnitMissing(unit));
+                self.opened.block(|book, domain| book.uses(index, domain));
+            }
+        }
         self.reserve_domain_ids(host, reserve, report);
         let book = &self.opened.book;
         for (_, domain) in book.domains.iter().filter(|(_, d)| d.state == DomainState::Blocked) {
             report(AdoptEvent::Blocked(domain.token));
         }
-        host.for_each_unit(&mut |unit| {
-            let Some((index, _)) = book.units.find(|u| u.id == unit.id()) else { return };
+        let mut forgotten = true;
+        for (index, kept) in book.units.iter() {
+            let Some(unit) = host.unit(kept.id) else { continue };
             let keep = |kept: &Kept| is_sound(book.domains.get(kept.domain));
-            unit.locked(ctx, |atomic| {
-                prune(host, book, index, unit, atomic, &keep, &mut |event| report(AdoptEvent::Entry(event)));
-            });
-            report(AdoptEvent::Adopted(unit.id()));
-        });
-        for (_, unit) in book.units.iter().filter(|(_, u)| host.unit(u.id).is_none()) {
-            report(AdoptEvent::UnitMissing(unit.id));
+            let report_entry = &mut |event| {
+                forgotten &= is_done(&event);
+                report(AdoptEvent::Entry(event));
+            };
+            unit.locked(ctx, |atomic| prune(host, book, index, unit, atomic, &keep, report_entry));
+            report(AdoptEvent::Adopted(kept.id));
         }
-        Incoming { host, opened: self.opened }
+        Incoming { host, opened: self.opened, forgotten }
     }
 
     fn reserve_domain_ids<H: Host>(
@@ -213,20 +236,27 @@ fn is_sound(domain: Option<&Domain>) -> bool {
     domain.is_some_and(|d| d.state != DomainState::Blocked)
 }
 
+/// Whether hardware will not use what the event speaks of any more.
+fn is_done(event: &CutOffEvent) -> bool {
+    !matches!(event, CutOffEvent::NotConfirmed(_) | CutOffEvent::Unreachable(_))
+}
+
 /// An adopted handover, until [`Incoming::finish`].
 #[derive(Debug)]
 pub struct Incoming<'h, 's, H: Host> {
     host: &'h H,
     opened: Opened<'s>,
+    /// Every unit confirmed that it forgot what adoption cleared.
+    forgotten: bool,
 }
 
-impl<H: Host> Incoming<'_, '_, H> {
+impl<'s, H: Host> Incoming<'_, 's, H> {
     /// The memory region under `token`.
     ///
     /// # Errors
     /// [`RetrieveError`].
     pub fn retrieve_region(&mut self, token: Token) -> Result<Extent, RetrieveError> {
-        let index = self.opened.book.regions.find(|r| r.token == token).map(|(i, _)| i);
+        let index = self.opened.book.region_named(token);
         let region = index.and_then(|i| self.opened.book.regions.get_mut(i));
         let region = region.ok_or(RetrieveError::Unknown(token))?;
         if region.retrieved {
@@ -256,7 +286,7 @@ impl<H: Host> Incoming<'_, '_, H> {
             DomainState::Blocked => return Err(RetrieveError::Blocked(token)),
         }
         let (top_table, levels) = (domain.top_table, domain.levels);
-        book.tables.iter().filter(|(_, t)| t.domain == index).for_each(|(_, t)| run(t.extent));
+        book.tables.iter().filter(|t| t.domain == index).for_each(|t| run(t.extent));
         for (unit_index, unit) in book.units.iter() {
             let user = book.requesters.find(|k| k.unit == unit_index && k.domain == index);
             if let Some((_, kept)) = user {
@@ -302,28 +332,45 @@ impl<H: Host> Incoming<'_, '_, H> {
 
     /// Calls `f` with the tokens of everything handed over: regions, domains, requesters.
     pub fn for_each_token(&self, f: &mut dyn FnMut(Token)) {
-        self.opened.book.regions.iter().for_each(|(_, r)| f(r.token));
+        self.opened.book.regions.iter().for_each(|r| f(r.token));
         self.opened.book.domains.iter().for_each(|(_, d)| f(d.token));
         self.opened.book.requesters.iter().for_each(|(_, k)| f(k.token));
     }
 
+    /// What was opened: regions, domains, requesters, units, as they were handed over.
+    #[must_use]
+    pub fn opened(&self) -> &Opened<'s> {
+        &self.opened
+    }
+
+    /// Whether the domain under `token` failed its checks.
+    #[must_use]
+    pub fn is_blocked(&self, token: Token) -> bool {
+        self.opened.book.domains.find(|d| d.token == token && d.state == DomainState::Blocked).is_some()
+    }
+
     /// Ownership is normal again. Whoever was not retrieved is cut off first; then the frames of what was not retrieved
-    /// go back to the host, unless a retrieved domain still maps them or hardware did not confirm that it forgot. Says
-    /// how many requesters were cut off.
-    pub fn finish(self, ctx: &mut MaySleep, report: &mut dyn FnMut(CutOffEvent)) -> u32 {
+    /// and of the handover itself go back to the host, unless a retrieved domain still maps them or hardware did not
+    /// confirm that it forgot. Root and context tables stay with the units' driver. Says how many requesters were cut
+    /// off.
+    pub fn finish(mut self, ctx: &mut MaySleep, report: &mut dyn FnMut(CutOffEvent)) -> u32 {
         let (host, book) = (self.host, &self.opened.book);
         let mut cut = 0;
         let mut forgotten = true;
         let report = &mut |event| {
-            forgotten &= !matches!(event, CutOffEvent::NotConfirmed(_) | CutOffEvent::Unreachable(_));
+            forgotten &= is_done(&event);
             report(event);
         };
-        for (index, kept) in book.requesters.iter().filter(|(_, k)| !k.retrieved) {
+        let left = |k: &Kept| !k.retrieved && is_sound(book.domains.get(k.domain));
+        for (index, kept) in book.requesters.iter().filter(|(_, k)| left(k)) {
             let Some(unit) = book.units.get(kept.unit).and_then(|u| host.unit(u.id)) else { continue };
             unit.locked(ctx, |atomic| {
                 book.for_each_source(index, &mut |s| cut_off_one(host, unit, atomic, kept, s, report));
             });
             cut += 1;
+        }
+        if !self.forgotten {
+            self.forget_again(ctx, report);
         }
         if forgotten {
             self.give_back(ctx);
@@ -331,38 +378,72 @@ impl<H: Host> Incoming<'_, '_, H> {
         cut
     }
 
+    /// Asks every unit once more to forget what adoption cleared. A unit that is missing cannot.
+    fn forget_again(&self, ctx: &mut MaySleep, report: &mut dyn FnMut(CutOffEvent)) {
+        for (_, kept) in self.opened.book.units.iter() {
+            let missing =
+                TimedOut { unit: kept.id, what: "invalidation of a unit that is missing", waited: 0 };
+            let done = match self.host.unit(kept.id) {
+                Some(unit) => unit.locked(ctx, |atomic| unit.forget(atomic, Forget::Everything).map(drop)),
+                None => Err(missing),
+            };
+            report(match done {
+                Ok(()) => CutOffEvent::Confirmed(kept.id),
+                Err(timed_out) => CutOffEvent::NotConfirmed(timed_out),
+            });
+        }
+    }
+
     /// Gives back the frames of everything that was not retrieved and that no retrieved domain maps.
-    fn give_back(&self, ctx: &mut MaySleep) {
+    fn give_back(&mut self, ctx: &mut MaySleep) {
+        self.mark_mapped();
         let (host, book) = (self.host, &self.opened.book);
-        for (_, run) in book.tables.iter() {
+        for run in book.tables.iter() {
             let retrieved = book.domains.get(run.domain).is_some_and(|d| d.state == DomainState::Retrieved);
             if !retrieved {
                 host.give_back(ctx, run.extent);
             }
         }
-        for (_, region) in book.regions.iter().filter(|(_, r)| !r.retrieved && r.kind == RegionKind::Memory) {
-            if !self.is_mapped(region.extent) {
-                host.give_back(ctx, region.extent);
-            }
+        for region in book.regions.iter().filter(|r| r.is_left() && !r.mapped) {
+            host.give_back(ctx, region.extent);
+        }
+        if let Some(container) = self.opened.container() {
+            host.give_back(ctx, container);
         }
     }
 
-    /// Whether a leaf of a retrieved domain points into `extent`. Tables that cannot be read count as mapping it.
-    fn is_mapped(&self, extent: Extent) -> bool {
-        let retrieved = self.opened.book.domains.iter().filter(|(_, d)| d.state == DomainState::Retrieved);
-        retrieved.into_iter().any(|(_, domain)| {
+    /// Marks the regions that a retrieved domain maps: one walk over each, whatever the number of regions. Tables that
+    /// cannot be read count as mapping everything.
+    fn mark_mapped(&mut self) {
+        let (host, book) = (self.host, &mut self.opened.book);
+        if !book.regions.iter().any(Region::is_left) {
+            return;
+        }
+        book.regions.sort();
+        let regions = &mut book.regions;
+        for (_, domain) in book.domains.iter().filter(|(_, d)| d.state == DomainState::Retrieved) {
             let over = |at| NoMemory { at };
-            let walked =
-                walk::walk(self.host, domain.top_table, domain.levels, u64::MAX, over, &mut |visit| {
-                    match visit {
-                        Visit::Leaf(_, target) if target.overlaps(extent) => {
-                            Err(NoMemory { at: target.start() })
-                        }
-                        _ => Ok(()),
-                    }
-                });
-            walked.is_err()
-        })
+            let walked = walk::walk(host, domain.top_table, domain.levels, MAX_TABLES, over, &mut |visit| {
+                if let Visit::Leaf(_, target) = visit {
+                    mark(regions, target);
+                }
+                Ok(())
+            });
+            if walked.is_err() {
+                regions.iter_mut().for_each(|r| r.mapped = true);
+            }
+        }
+    }
+}
+
+/// Marks every region that shares a frame with `target`.
+fn mark(regions: &mut List<'_, Region>, target: Extent) {
+    let Some(first) = regions.overlapping(target) else { return };
+    for index in first.. {
+        match regions.get_mut(index).filter(|r| r.extent.overlaps(target)) {
+            Some(region) => region.mapped = true,
+            None => break,
+        }
     }
 }
 

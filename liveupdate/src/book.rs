@@ -1,8 +1,10 @@
 //! What is preserved: the core's own record, in storage that the host gave.
 //!
-//! Entries refer to one another by index into their pools. The outgoing side fills the book by `preserve`, the incoming
+//! Entries refer to one another by index into their pools; regions and table runs, of which there may be many, lie in
+//! lists ordered by extent, and nothing refers to them by index. The outgoing side fills the book by `preserve`, the incoming
 //! side out of a handover; freeze, cut-off and adoption only read it.
 
+use crate::list::{List, Located};
 use crate::pool::Pool;
 use spec::context::ContextEntry;
 use spec::{Extent, PhysAddr, Requester, Segment, SourceId, UnitId};
@@ -36,6 +38,25 @@ pub struct Region {
     /// What it is made of.
     pub kind: RegionKind,
     pub(crate) retrieved: bool,
+    /// At finish: a retrieved domain maps it.
+    pub(crate) mapped: bool,
+}
+
+impl Region {
+    pub(crate) const fn new(token: Token, extent: Extent, kind: RegionKind) -> Self {
+        Self { token, extent, kind, retrieved: false, mapped: false }
+    }
+
+    /// Whether it is memory that nobody retrieved.
+    pub(crate) fn is_left(&self) -> bool {
+        self.kind == RegionKind::Memory && !self.retrieved
+    }
+}
+
+impl Located for Region {
+    fn extent(&self) -> Extent {
+        self.extent
+    }
 }
 
 /// A preserved domain.
@@ -67,6 +88,12 @@ pub struct TableRun {
     pub(crate) domain: usize,
     /// The frames.
     pub extent: Extent,
+}
+
+impl Located for TableRun {
+    fn extent(&self) -> Extent {
+        self.extent
+    }
 }
 
 /// A preserved requester.
@@ -139,9 +166,9 @@ pub struct Storage<'s> {
 /// The book.
 #[derive(Debug)]
 pub(crate) struct Book<'s> {
-    pub(crate) regions: Pool<'s, Region>,
+    pub(crate) regions: List<'s, Region>,
     pub(crate) domains: Pool<'s, Domain>,
-    pub(crate) tables: Pool<'s, TableRun>,
+    pub(crate) tables: List<'s, TableRun>,
     pub(crate) requesters: Pool<'s, Kept>,
     pub(crate) aliases: Pool<'s, AliasOf>,
     pub(crate) units: Pool<'s, KeptUnit>,
@@ -152,9 +179,9 @@ pub(crate) struct Book<'s> {
 impl<'s> Book<'s> {
     pub(crate) fn new(storage: Storage<'s>) -> Self {
         Self {
-            regions: Pool::new(storage.regions, "regions"),
+            regions: List::new(storage.regions, "regions"),
             domains: Pool::new(storage.domains, "domains"),
-            tables: Pool::new(storage.tables, "runs of table frames"),
+            tables: List::new(storage.tables, "runs of table frames"),
             requesters: Pool::new(storage.requesters, "requesters"),
             aliases: Pool::new(storage.aliases, "aliases"),
             units: Pool::new(storage.units, "units"),
@@ -165,9 +192,19 @@ impl<'s> Book<'s> {
 
     /// Whether anything preserved has this name.
     pub(crate) fn has_token(&self, token: Token) -> bool {
-        self.regions.find(|r| r.token == token).is_some()
-            || self.domains.find(|d| d.token == token).is_some()
+        self.regions.position(|r| r.token == token).is_some() || self.names_user(token)
+    }
+
+    /// Whether a domain or requester has this name.
+    pub(crate) fn names_user(&self, token: Token) -> bool {
+        self.domains.find(|d| d.token == token).is_some()
             || self.requesters.find(|r| r.token == token).is_some()
+    }
+
+    /// Index of the region with this name, where regions are ordered by token (incoming side).
+    pub(crate) fn region_named(&self, token: Token) -> Option<usize> {
+        let index = self.regions.partition_point(|r| r.token < token);
+        self.regions.get(index).filter(|r| r.token == token).map(|_| index)
     }
 
     /// The preserved requester that owns `source` on `segment`, itself or by an alias.
@@ -180,6 +217,11 @@ impl<'s> Book<'s> {
             .iter()
             .filter(|(_, a)| a.source == source)
             .find_map(|(_, a)| self.requesters.get(a.requester).filter(|k| k.requester.segment == segment))
+    }
+
+    /// Whether a requester of the domain at `domain` lives on the unit at `unit`.
+    pub(crate) fn uses(&self, unit: usize, domain: usize) -> bool {
+        self.requesters.find(|k| k.unit == unit && k.domain == domain).is_some()
     }
 
     /// The preserved context table of `bus` on the unit at `unit`.
@@ -197,21 +239,44 @@ impl<'s> Book<'s> {
         }
     }
 
-    /// The memory region that `extent` lies in entirely, device ranges included.
-    pub(crate) fn region_with(&self, extent: Extent) -> Option<&Region> {
-        self.regions.find(|r| r.extent.covers(extent)).map(|(_, r)| r)
+    /// What hardware reads or devices write and that shares a frame with `extent`.
+    pub(crate) fn in_the_way(&self, extent: Extent) -> Option<Extent> {
+        let region = self.regions.overlapping(extent).and_then(|i| self.regions.get(i)).map(|r| r.extent);
+        let table = || self.tables.overlapping(extent).and_then(|i| self.tables.get(i)).map(|t| t.extent);
+        let single = |at: PhysAddr| Extent::one(at.frame());
+        region.or_else(table).or_else(|| self.single_table_in(extent).map(single))
     }
 
-    /// Collects every preserved run (not the container's) into `runs`, sorted ascending; says how many.
+    /// A root or context table that lies in `extent`.
+    pub(crate) fn single_table_in(&self, extent: Extent) -> Option<PhysAddr> {
+        let context = self.contexts.find(|c| extent.contains(c.table.frame())).map(|(_, c)| c.table);
+        context.or_else(|| self.units.find(|u| extent.contains(u.root.frame())).map(|(_, u)| u.root))
+    }
+
+    /// The declared range that `extent` lies in entirely: one region, or several of one kind that touch.
+    pub(crate) fn declared_around(&self, extent: Extent) -> Option<Extent> {
+        let index = self.regions.overlapping(extent)?;
+        let first = *self.regions.get(index)?;
+        let mut range = first.extent;
+        // Each round takes in one more of the regions that `extent` itself spans.
+        for next in (index + 1..).map_while(|i| self.regions.get(i)) {
+            if range.end() >= extent.end() || next.extent.first() != range.end() || next.kind != first.kind {
+                break;
+            }
+            range = Extent::new(range.first(), range.count() + next.extent.count())?;
+        }
+        range.covers(extent).then_some(range)
+    }
+
+    /// Collects every preserved run, and `more`, into `runs`, ascending; says how many.
     ///
     /// # Errors
     /// [`crate::error::Full`] when `runs` is too small.
     pub(crate) fn collect_runs(&mut self, more: Option<Extent>) -> Result<usize, crate::error::Full> {
         let room = self.runs.len();
         let full = crate::error::Full { what: "runs of preserved frames", capacity: room };
-        let regions =
-            self.regions.iter().filter(|(_, r)| r.kind == RegionKind::Memory).map(|(_, r)| r.extent);
-        let tables = self.tables.iter().map(|(_, t)| t.extent);
+        let regions = self.regions.iter().filter(|r| r.kind == RegionKind::Memory).map(|r| r.extent);
+        let tables = self.tables.iter().map(|t| t.extent);
         let roots = self.units.iter().map(|(_, u)| Extent::one(u.root.frame()));
         let contexts = self.contexts.iter().map(|(_, c)| Extent::one(c.table.frame()));
         let mut count = 0;

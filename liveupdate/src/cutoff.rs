@@ -4,12 +4,31 @@ use crate::freeze::{Container, Sealed};
 use crate::host::{Atomic, Host, Unit};
 use crate::prune::{CutOffEvent, prune};
 
-/// Every unit is cut off: the machine may jump. There is no other way to get one.
+/// Every unit is cut off: the machine may jump. There is no other way to get one, so that a host whose jump takes one
+/// cannot jump without.
+///
+/// ```compile_fail,E0451
+/// # use liveupdate::{Container, CutOff};
+/// # fn jump(_: CutOff) {}
+/// fn wrong(container: Container) {
+///     jump(CutOff { container, _cut_off: () }); // nothing was cut off: does not compile
+/// }
+/// ```
+/// ```
+/// # use liveupdate::{CutOff, Sealed, host::{Atomic, Host}};
+/// # fn jump(_: CutOff) {}
+/// fn right<H: Host>(sealed: Sealed<'_, '_, H>, atomic: &Atomic) {
+///     jump(sealed.cut_off(atomic, &mut |_| ()));
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "the machine is cut off: jump"]
+#[allow(clippy::manual_non_exhaustive)] // this crate must not make one in passing either
 pub struct CutOff {
     /// Where the handover lies.
     pub container: Container,
+    /// Keeps everybody else from making one.
+    _cut_off: (),
 }
 
 impl<H: Host> Sealed<'_, '_, H> {
@@ -24,6 +43,6 @@ impl<H: Host> Sealed<'_, '_, H> {
                 Err(timed_out) => report(CutOffEvent::NotConfirmed(timed_out)),
             },
         });
-        CutOff { container: self.container }
+        CutOff { container: self.container, _cut_off: () }
     }
 }

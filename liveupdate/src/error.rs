@@ -26,7 +26,7 @@ impl fmt::Display for Full {
 pub enum PreserveError {
     /// The token is zero or names something else already.
     TokenTaken(Token),
-    /// The region shares frames with something preserved.
+    /// It would share these frames with something preserved.
     Overlap(Extent),
     /// A leaf of the domain points outside every preserved region: preserve the region first.
     LeafOutside {
@@ -39,7 +39,7 @@ pub enum PreserveError {
     Levels(u8),
     /// A table of the domain lies outside the runs that the host listed.
     TableNotListed(PhysAddr),
-    /// The same table is reached twice: the tables are no tree.
+    /// The same table is reached twice: the tables are no tree, or two buses or units share one.
     TableShared(PhysAddr),
     /// Another preserved domain has this top table.
     DomainTaken(PhysAddr),
@@ -88,8 +88,15 @@ pub enum PreserveError {
         /// The limit.
         limit: usize,
     },
-    /// The requester is preserved already.
+    /// The requester is preserved already, itself or as an alias of another.
     AlreadyPreserved(Requester),
+    /// An alias of the requester is preserved already with another requester: neither could be cut off alone.
+    AliasTaken {
+        /// Who.
+        requester: Requester,
+        /// The alias.
+        alias: SourceId,
+    },
     /// The tables changed while they were being preserved: try again.
     Changed(Requester),
     /// The core's storage is used up.
@@ -104,7 +111,7 @@ impl fmt::Display for PreserveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TokenTaken(t) => write!(f, "token {t} is zero or in use"),
-            Self::Overlap(e) => write!(f, "{e} overlaps something preserved"),
+            Self::Overlap(e) => write!(f, "{e} is preserved already as something else: choose other frames"),
             Self::LeafOutside { iova, target } => {
                 write!(
                     f,
@@ -140,6 +147,9 @@ impl fmt::Display for PreserveError {
             }
             Self::TooManyAliases { requester, limit } => {
                 write!(f, "{requester} has more than {limit} aliases")
+            }
+            Self::AliasTaken { requester, alias } => {
+                write!(f, "alias {alias} of {requester} is preserved with another requester already")
             }
             Self::AlreadyPreserved(r) => write!(f, "{r} is preserved already"),
             Self::Changed(r) => write!(f, "the context entry of {r} changed meanwhile: try again"),
@@ -181,6 +191,8 @@ pub enum UnpreserveError {
     },
     /// A preserved requester is attached to the domain: unpreserve it first.
     DomainInUse(Requester),
+    /// The tables of a preserved domain are no longer those that were preserved: unpreserve the domain first.
+    TablesChanged(Token),
     /// A table of a preserved domain cannot be read.
     NoMemory(NoMemory),
 }
@@ -191,6 +203,9 @@ impl fmt::Display for UnpreserveError {
             Self::Unknown(t) => write!(f, "nothing of this kind is preserved under token {t}"),
             Self::RegionInUse { domain, iova } => {
                 write!(f, "domain {domain} maps the region at IOVA {iova}: unpreserve the domain first")
+            }
+            Self::TablesChanged(domain) => {
+                write!(f, "the tables of domain {domain} changed: unpreserve the domain first")
             }
             Self::DomainInUse(r) => write!(f, "{r} is attached to the domain: unpreserve it first"),
             Self::NoMemory(e) => e.fmt(f),
@@ -235,8 +250,10 @@ pub enum FreezeError {
     Keep(KeepError),
     /// A table lies where the host has no memory.
     NoMemory(NoMemory),
-    /// A length does not fit its field.
+    /// Something is longer, or more, than a handover can hold.
     TooLarge(&'static str),
+    /// Updates count from 1.
+    UpdateZero,
 }
 
 impl fmt::Display for FreezeError {
@@ -252,6 +269,7 @@ impl fmt::Display for FreezeError {
             Self::Full(e) => e.fmt(f),
             Self::Keep(e) => e.fmt(f),
             Self::NoMemory(e) => e.fmt(f),
+            Self::UpdateZero => write!(f, "update 0 cannot be: updates count from 1"),
             Self::TooLarge(what) => write!(f, "{what} is too large for the handover"),
         }
     }

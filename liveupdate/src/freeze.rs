@@ -4,17 +4,20 @@
 //! own; the auditor reads it back from memory and holds it against hardware. Only then is it sealed. Whatever fails,
 //! [`Outgoing`] comes back as it was.
 
-use crate::error::FreezeError;
+use crate::error::{FreezeError, Full};
 use crate::host::{Host, KeepError, MaySleep, RequesterKind, TableMemory, Unit};
-use crate::outgoing::{Outgoing, Sources};
+use crate::outgoing::Outgoing;
 use crate::radix;
+use crate::requester::Sources;
 use crate::roots;
 use crate::wire::{self, About, Registers};
-use spec::handover::Header;
+use spec::handover::{self, Header};
 use spec::{Extent, PAGE_SIZE, PhysAddr};
 
 /// Most units that one machine may have.
-pub const MAX_UNITS: usize = 32;
+pub const MAX_UNITS: usize = 64;
+/// Most scratch areas that a handover names.
+pub const MAX_SCRATCH: usize = 8;
 /// Room for the FDT of the container, in bytes: one frame, as KHO has it.
 const FDT_BYTES: usize = 512;
 
@@ -95,14 +98,17 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
         scratch: &mut audit::Scratch<'_>,
         findings: &mut dyn FnMut(audit::Finding),
     ) -> Result<(Container, audit::Report), FreezeError> {
+        check_input(self.host, input)?;
         self.check_unchanged(ctx)?;
         let about = About {
             release: input.release,
             update: input.update,
             sealed_at: self.host.now(),
             scratch: input.scratch,
+            container: Extent::one(spec::Frame::new(0)),
         };
         let draft = self.draft(ctx, &about)?;
+        let about = About { container: draft.frames, ..about };
         let sealed = self.write(&about, &draft).and_then(|container| {
             let report = self.audited(container.fdt, scratch, findings)?;
             Ok((container, report))
@@ -162,6 +168,9 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
     fn draft(&mut self, ctx: &mut MaySleep, about: &About<'_>) -> Result<Draft, FreezeError> {
         let length = wire::emit(self.host, &self.book, about, &|_| Registers::ZERO, &mut |_| Ok(()))?;
         let blob_bytes = size_of::<Header>() as u64 + 8 * length.words;
+        if blob_bytes > handover::MAX_BYTES {
+            return Err(FreezeError::TooLarge("the list of what is preserved"));
+        }
         let runs = self.book.collect_runs(None)?;
         let nodes = radix::count_nodes(&self.book.runs[..runs]) + radix::NODES_PER_RUN;
         let blob_frames = blob_bytes.div_ceil(PAGE_SIZE);
@@ -244,6 +253,22 @@ impl<'h, 's, H: Host> Sealed<'h, 's, H> {
         host.free(ctx, self.container.frames);
         self.outgoing
     }
+}
+
+/// That a reader of this release would take what is asked for.
+fn check_input<H: Host>(host: &H, input: &FreezeInput<'_>) -> Result<(), FreezeError> {
+    if input.update == 0 {
+        return Err(FreezeError::UpdateZero);
+    }
+    if input.scratch.len() > MAX_SCRATCH {
+        return Err(FreezeError::TooLarge("the list of scratch areas"));
+    }
+    let mut units = 0;
+    host.for_each_unit(&mut |_| units += 1);
+    if units > MAX_UNITS {
+        return Err(Full { what: "units of the machine", capacity: MAX_UNITS }.into());
+    }
+    Ok(())
 }
 
 /// Frames for a handover, marked already.

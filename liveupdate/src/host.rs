@@ -16,6 +16,14 @@
 //!     });
 //! }
 //! ```
+//! ```
+//! # use liveupdate::host::*; use spec::*;
+//! fn right<U: Unit, K: FrameKeeper>(unit: &U, keeper: &K, ctx: &mut MaySleep, run: Extent) {
+//!     if keeper.reserve(ctx, run).is_ok() {
+//!         unit.locked(ctx, |atomic| keeper.commit(atomic, run));
+//!     }
+//! }
+//! ```
 
 use core::fmt;
 use spec::regs::{Cap, Ecap, Gsts, RootAddr};

@@ -29,11 +29,12 @@ mod update {
     };
     pub use crate::cutoff::CutOff;
     pub use crate::error::{FreezeError, Full, PreserveError, UnpreserveError};
-    pub use crate::freeze::{Container, FreezeInput, MAX_UNITS, NotFrozen, Sealed};
+    pub use crate::freeze::{Container, FreezeInput, MAX_SCRATCH, MAX_UNITS, NotFrozen, Sealed};
     pub use crate::open::{OpenError, Opened, Part, open};
-    pub use crate::outgoing::{DomainTablesOf, MAX_ALIASES, Outgoing, Totals};
+    pub use crate::outgoing::{DomainTablesOf, Outgoing, Totals};
     pub use crate::prune::CutOffEvent;
     pub use crate::radix::{MapError, for_each_preserved};
+    pub use crate::requester::MAX_ALIASES;
 }
 #[cfg(feature = "update")]
 pub use update::*;
@@ -51,6 +52,8 @@ mod freeze;
 #[cfg(feature = "update")]
 mod guard;
 #[cfg(feature = "update")]
+mod list;
+#[cfg(feature = "update")]
 mod open;
 #[cfg(feature = "update")]
 mod outgoing;
@@ -62,6 +65,8 @@ mod prune;
 mod radix;
 #[cfg(feature = "update")]
 mod rate;
+#[cfg(feature = "update")]
+mod requester;
 #[cfg(feature = "update")]
 mod roots;
 #[cfg(feature = "update")]

@@ -9,6 +9,7 @@ use crate::book::{
     Token,
 };
 use crate::error::Full;
+use crate::freeze::MAX_SCRATCH;
 use crate::host::{NoMemory, TableMemory};
 use crate::radix::{self, MapError};
 use spec::context::ContextEntry;
@@ -19,13 +20,11 @@ use spec::{Extent, Frame, PAGE_SIZE, PhysAddr, Requester, Segment, SourceId, Uni
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes of an FDT that are looked at: KHO gives it one frame.
-const FDT_BYTES: usize = 1024;
+const FDT_BYTES: usize = PAGE_SIZE as usize;
 /// Words of the largest record body that this release knows.
 const BODY_WORDS: usize = 10;
 /// Largest number of nodes that a preserved-memory map may have.
-const MAX_MAP_NODES: u64 = 1 << 20;
-/// Scratch areas that a handover may name.
-const MAX_SCRATCH: usize = 8;
+const MAX_MAP_NODES: u64 = 1 << 18;
 
 /// Why a handover cannot be opened. Nothing was adopted: the incoming kernel leaves the units as they are and every
 /// device where it is.
@@ -72,6 +71,10 @@ pub enum OpenError {
     },
     /// The blob has no release record.
     NoRelease,
+    /// Two things of the handover share frames, or a frame lies in two of them.
+    Overlap(Extent),
+    /// Two things of the handover have the same name.
+    TokenTwice(Token),
     /// More of something than this kernel has storage for.
     Full(Full),
 }
@@ -112,6 +115,8 @@ impl core::fmt::Display for OpenError {
                 write!(f, "the handover was sealed with digest {sealed:#x}, but has {found:#x}")
             }
             Self::Record { ordinal, kind, what } => write!(f, "record {ordinal} (kind {kind}): {what}"),
+            Self::Overlap(e) => write!(f, "the handover uses {e} for two things"),
+            Self::TokenTwice(t) => write!(f, "token {t} names two things of the handover"),
             Self::NoRelease => write!(f, "the handover does not say who wrote it"),
             Self::Full(e) => e.fmt(f),
         }
@@ -132,6 +137,7 @@ pub struct Opened<'s> {
     pub(crate) fdt: PhysAddr,
     map: PhysAddr,
     blob: Extent,
+    container: Option<Extent>,
     release: [u8; 64],
     update: u64,
     sealed_at: u64,
@@ -157,6 +163,7 @@ pub fn open<'s, M: TableMemory>(
         fdt,
         map,
         blob,
+        container: None,
         release: [0; 64],
         update: 0,
         sealed_at: 0,
@@ -167,6 +174,8 @@ pub fn open<'s, M: TableMemory>(
     if opened.update == 0 {
         return Err(OpenError::NoRelease);
     }
+    opened.check_apart()?;
+    opened.check_tokens()?;
     Ok(opened)
 }
 
@@ -250,7 +259,11 @@ impl Opened<'_> {
             let left = header.bytes - offset;
             let record = read_record_header(memory, at.plus(offset), left)?;
             let mut body = Body { ordinal, kind: record.kind, words: [0; BODY_WORDS] };
-            let known = (record.bytes as usize / 8 - 1).min(BODY_WORDS);
+            let length = record.bytes as usize - size_of::<RecordHeader>();
+            if handover::least_body(record.kind).is_some_and(|least| length < least) {
+                return Err(body.wrong("shorter than any release writes it"));
+            }
+            let known = (length / 8).min(BODY_WORDS);
             memory
                 .read_words(at.plus(offset + 8), &mut body.words[..known])
                 .map_err(|e| OpenError::Nowhere(Part::Record, e.at))?;
@@ -261,6 +274,41 @@ impl Opened<'_> {
             return Err(OpenError::Length { part: Part::Blob, bytes: header.bytes });
         }
         Ok(())
+    }
+
+    /// That no frame is used for two things. Sorts: many scattered runs take little longer than few.
+    fn check_apart(&mut self) -> Result<(), OpenError> {
+        let book = &mut self.book;
+        book.regions.sort();
+        book.tables.sort();
+        if let Some(region) = book.regions.first_overlap().and_then(|i| book.regions.get(i + 1)) {
+            return Err(OpenError::Overlap(region.extent));
+        }
+        let count = book.collect_runs(self.container)?;
+        for pair in book.runs[..count].windows(2) {
+            if let [Some(a), Some(b)] = pair {
+                if a.overlaps(*b) {
+                    return Err(OpenError::Overlap(*b));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// That no token names two things. Leaves the regions ordered by token: that is how they are retrieved.
+    fn check_tokens(&mut self) -> Result<(), OpenError> {
+        let book = &mut self.book;
+        book.regions.sort_by_key(|r| r.token);
+        let regions = || book.regions.iter().map(|r| r.token);
+        if let Some((token, _)) = regions().zip(regions().skip(1)).find(|(a, b)| a == b) {
+            return Err(OpenError::TokenTwice(token));
+        }
+        let mut users =
+            book.domains.iter().map(|(_, d)| d.token).chain(book.requesters.iter().map(|(_, k)| k.token));
+        match users.find(|token| book.region_named(*token).is_some()) {
+            Some(token) => Err(OpenError::TokenTwice(token)),
+            None => Ok(()),
+        }
     }
 
     /// Takes one record into the book.
@@ -282,6 +330,7 @@ impl Opened<'_> {
                     Some(body.extent(record.start, record.bytes)?);
                 Ok(())
             }
+            kind::CONTAINER => self.take_container(body),
             kind::UNIT => self.take_unit(body),
             kind::CONTEXT_TABLE => self.take_context(body),
             kind::REGION => self.take_region(body),
@@ -295,6 +344,16 @@ impl Opened<'_> {
                 Ok(())
             }
         }
+    }
+
+    fn take_container(&mut self, body: &Body) -> Result<(), OpenError> {
+        let record: handover::Container = body.parse()?;
+        let frames = body.extent(record.start, record.bytes)?;
+        if self.container.is_some() || !frames.covers(self.blob) || !frames.contains(self.fdt.frame()) {
+            return Err(body.wrong("listed twice, or not where the handover lies"));
+        }
+        self.container = Some(frames);
+        Ok(())
     }
 
     fn take_unit(&mut self, body: &Body) -> Result<(), OpenError> {
@@ -330,11 +389,11 @@ impl Opened<'_> {
             handover::region_kind::DEVICE => RegionKind::Device,
             _ => return Err(body.wrong("a region of unknown kind")),
         };
-        if self.book.regions.find(|r| r.extent.overlaps(extent)).is_some() {
-            return Err(body.wrong("the region overlaps another"));
+        if record.token == 0 {
+            return Err(body.wrong("a token that is zero"));
         }
-        let token = self.token(body, record.token)?;
-        self.book.regions.insert(Region { token, extent, kind, retrieved: false })?;
+        // Overlaps and tokens used twice show when all regions are in order.
+        self.book.regions.push(Region::new(Token(record.token), extent, kind))?;
         Ok(())
     }
 
@@ -345,6 +404,9 @@ impl Opened<'_> {
             return Err(body.wrong("tables of a format or depth that this release does not know"));
         }
         let top_table = body.table(record.top_table)?;
+        if self.book.domains.find(|d| d.top_table == top_table).is_some() {
+            return Err(body.wrong("the top table is another domain's"));
+        }
         let state = DomainState::Kept;
         self.book.domains.insert(Domain { token, top_table, levels: record.levels, state })?;
         Ok(())
@@ -354,7 +416,7 @@ impl Opened<'_> {
         let record: handover::DomainTables = body.parse()?;
         let domain = self.book.domains.at_ordinal(record.domain).ok_or(body.wrong("no such domain"))?;
         let extent = body.extent(record.start, record.bytes)?;
-        self.book.tables.insert(TableRun { domain, extent })?;
+        self.book.tables.push(TableRun { domain, extent })?;
         Ok(())
     }
 
@@ -372,6 +434,9 @@ impl Opened<'_> {
         let unit = self.book.units.at_ordinal(record.unit).ok_or(body.wrong("no such unit"))?;
         let domain = self.book.domains.at_ordinal(record.domain).ok_or(body.wrong("no such domain"))?;
         let requester = Requester::new(Segment(record.segment), SourceId::from_raw(record.source));
+        if self.book.units.get(unit).is_none_or(|u| u.id.segment != requester.segment) {
+            return Err(body.wrong("the requester's segment is not its unit's"));
+        }
         if self.book.owner(requester.segment, requester.source).is_some() {
             return Err(body.wrong("the requester is listed twice"));
         }
@@ -411,7 +476,7 @@ impl Opened<'_> {
 
     fn token(&self, body: &Body, raw: u64) -> Result<Token, OpenError> {
         let token = Token(raw);
-        if raw == 0 || self.book.has_token(token) {
+        if raw == 0 || self.book.names_user(token) {
             return Err(body.wrong("a token that is zero or used twice"));
         }
         Ok(token)
@@ -447,6 +512,12 @@ impl Opened<'_> {
         self.scratch.iter().flatten().copied()
     }
 
+    /// All frames of the handover itself, where it says so.
+    #[must_use]
+    pub fn container(&self) -> Option<Extent> {
+        self.container
+    }
+
     /// The frames that hold the records.
     #[must_use]
     pub fn blob(&self) -> Extent {
@@ -465,6 +536,33 @@ impl Opened<'_> {
         radix::for_each_preserved(memory, self.map, MAX_MAP_NODES, f)
     }
 
+    /// Every region handed over.
+    pub fn regions(&self) -> impl Iterator<Item = &Region> {
+        self.book.regions.iter()
+    }
+
+    /// Every domain handed over.
+    pub fn domains(&self) -> impl Iterator<Item = &Domain> {
+        self.book.domains.iter().map(|(_, d)| d)
+    }
+
+    /// Every requester handed over, with its unit.
+    pub fn requesters(&self) -> impl Iterator<Item = (UnitId, &Kept)> {
+        let unit = |k: &Kept| self.book.units.get(k.unit).map(|u| u.id).unwrap_or_default();
+        self.book.requesters.iter().map(move |(_, k)| (unit(k), k))
+    }
+
+    /// Every unit that was left running, with its root table.
+    pub fn units(&self) -> impl Iterator<Item = &KeptUnit> {
+        self.book.units.iter().map(|(_, u)| u)
+    }
+
+    /// Every context table that stays, with its unit: the driver's from adoption on.
+    pub fn context_tables(&self) -> impl Iterator<Item = (UnitId, &ContextRun)> {
+        let unit = |c: &ContextRun| self.book.units.get(c.unit).map(|u| u.id).unwrap_or_default();
+        self.book.contexts.iter().map(move |(_, c)| (unit(c), c))
+    }
+
     /// Calls `f` with every unit that was left running.
     pub fn for_each_unit(&self, f: &mut dyn FnMut(UnitId)) {
         self.book.units.iter().for_each(|(_, u)| f(u.id));
@@ -473,7 +571,7 @@ impl Opened<'_> {
     /// Whether `frame` holds a table of the handover: what the next step will read.
     #[must_use]
     pub fn is_table(&self, frame: Frame) -> bool {
-        self.book.tables.find(|t| t.extent.contains(frame)).is_some()
+        self.book.tables.overlapping(Extent::one(frame)).is_some()
     }
 }
 

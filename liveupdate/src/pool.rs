@@ -7,6 +7,8 @@ use crate::error::Full;
 #[derive(Debug)]
 pub(crate) struct Pool<'s, T> {
     slots: &'s mut [Option<T>],
+    /// No slot before this one is free.
+    free_from: usize,
     what: &'static str,
 }
 
@@ -14,19 +16,21 @@ impl<'s, T: Copy> Pool<'s, T> {
     /// An empty pool over `slots`. `what` names the entries in errors.
     pub(crate) fn new(slots: &'s mut [Option<T>], what: &'static str) -> Self {
         slots.fill(None);
-        Self { slots, what }
+        Self { slots, free_from: 0, what }
     }
 
     /// Puts `entry` into the first free slot.
     pub(crate) fn insert(&mut self, entry: T) -> Result<usize, Full> {
-        let free = self.slots.iter().position(Option::is_none);
-        let index = free.ok_or(Full { what: self.what, capacity: self.slots.len() })?;
+        let free = self.slots[self.free_from..].iter().position(Option::is_none);
+        let index = free.ok_or(Full { what: self.what, capacity: self.slots.len() })? + self.free_from;
         self.slots[index] = Some(entry);
+        self.free_from = index + 1;
         Ok(index)
     }
 
     /// Takes the entry at `index` out, if there is one.
     pub(crate) fn remove(&mut self, index: usize) -> Option<T> {
+        self.free_from = self.free_from.min(index);
         self.slots.get_mut(index)?.take()
     }
 

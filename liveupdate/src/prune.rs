@@ -8,7 +8,7 @@ use crate::book::{Book, Kept};
 use crate::host::{Atomic, Forget, Host, NoMemory, TimedOut, Unit};
 use crate::roots::{self, ENTRY_BYTES};
 use spec::context::ContextEntry;
-use spec::{PhysAddr, Requester, Segment, SourceId, UnitId, context, root};
+use spec::{PhysAddr, Requester, SourceId, UnitId, context, root};
 
 /// What a cut-off did, as it happens. Receivers must neither allocate nor sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub(crate) fn prune<H: Host>(
         Ok(_) => report(CutOffEvent::Confirmed(unit.id())),
         Err(timed_out) => report(CutOffEvent::NotConfirmed(timed_out)),
     }
+    // Also when the wait ran out: no walk reads an entry that is not present, and what hardware cached is whole. What is
+    // left behind would only look like damage to the next kernel.
     pruning.wipe(report);
 }
 
@@ -133,18 +135,18 @@ impl<H: Host> Pruning<'_, '_, H> {
     }
 
     fn requester(&self, bus: u8, devfn: u8) -> Requester {
-        let Segment(segment) = self.unit.segment;
-        Requester::new(Segment(segment), SourceId::from_raw(u16::from(bus) << 8 | u16::from(devfn)))
+        Requester::new(self.unit.segment, SourceId::from_raw(u16::from(bus) << 8 | u16::from(devfn)))
     }
 
     /// Whether the context table of `bus` is preserved and still has a requester to keep.
     fn table_stays(&self, bus: u8, table: PhysAddr) -> bool {
-        self.book.context_of(self.index, bus).is_some_and(|(_, c)| c.table == table)
-            && self.book.requesters.iter().any(|(i, k)| {
-                let mut on_bus = false;
-                self.book.for_each_source(i, &mut |s| on_bus |= s.bus() == bus);
-                on_bus && k.unit == self.index && (self.keep)(k)
-            })
+        let book = self.book;
+        let kept = |k: &Kept| k.unit == self.index && (self.keep)(k);
+        book.context_of(self.index, bus).is_some_and(|(_, c)| c.table == table)
+            && (book.requesters.iter().any(|(_, k)| k.requester.source.bus() == bus && kept(k))
+                || book.aliases.iter().any(|(_, a)| {
+                    a.source.bus() == bus && book.requesters.get(a.requester).is_some_and(kept)
+                }))
     }
 
     fn entry_stays(&self, requester: Requester) -> bool {

@@ -11,8 +11,9 @@ use spec::{Extent, Frame, PAGE_SIZE, PhysAddr};
 const MAX_ORDER: u32 = 10;
 /// Levels of the tree: five of tables over one of bitmaps.
 const LEVELS: usize = layout::LEVELS as usize;
-/// Nodes that one run can need at most beyond those of other runs: per order a leaf, its neighbour and their tables.
-pub(crate) const NODES_PER_RUN: u64 = (MAX_ORDER as u64 + 1) * (LEVELS as u64 + 1);
+/// Nodes that one run below 2^15 blocks of the largest order can need at most beyond those of other runs: per order its
+/// keys lie in one leaf or in two, each with its own chain of tables below the root.
+pub(crate) const NODES_PER_RUN: u64 = (MAX_ORDER as u64 + 1) * 2 * (LEVELS as u64 - 1);
 
 /// Bits below level `level`'s index in a key.
 const fn shift(level: usize) -> u32 {
@@ -180,6 +181,10 @@ pub fn for_each_preserved<M: TableMemory>(
         }
         if level == 1 {
             let prefix = (1..LEVELS).map(|l| (next[l] - 1) << shift(l)).sum();
+            // Blocks with keys this low would be of a pebibyte and more, and of several sizes in one leaf.
+            if prefix == 0 {
+                return Err(MapError::Key(prefix));
+            }
             leaf(memory, child, prefix, f)?;
         } else {
             level -= 1;

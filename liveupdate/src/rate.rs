@@ -22,7 +22,7 @@ impl RateLimit {
         if now.saturating_sub(self.since) >= WINDOW {
             *self = Self { since: now, passed: 0 };
         }
-        self.passed += 1;
+        self.passed = self.passed.saturating_add(1);
         self.passed <= BURST
     }
 }

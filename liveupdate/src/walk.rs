@@ -96,7 +96,7 @@ struct Path {
 impl Path {
     fn new(top: PhysAddr, levels: u8) -> Self {
         debug_assert!((MIN_LEVELS..=MAX_LEVELS).contains(&levels));
-        debug_assert!(HIGHEST_LEAF_LEVEL < MIN_LEVELS);
+        const { assert!(HIGHEST_LEAF_LEVEL < MIN_LEVELS) };
         let level = levels - 1;
         let mut tables = [PhysAddr::new(0); MAX_LEVELS as usize];
         tables[level as usize] = top;

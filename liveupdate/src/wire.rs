@@ -18,6 +18,8 @@ pub(crate) struct About<'a> {
     pub(crate) update: u64,
     pub(crate) sealed_at: u64,
     pub(crate) scratch: &'a [Extent],
+    /// The frames of the handover itself; any before they are allocated.
+    pub(crate) container: Extent,
 }
 
 /// A unit's registers at the seal.
@@ -53,16 +55,18 @@ pub(crate) fn emit<M: TableMemory>(
 ) -> Result<Length, NoMemory> {
     let mut out = Emitter { sink, length: Length::default() };
     let mut release = [0; 64];
-    let bytes = about.release.as_bytes();
-    let kept = bytes.len().min(release.len() - 1);
-    release[..kept].copy_from_slice(&bytes[..kept]);
+    let longest = about.release.len().min(release.len() - 1);
+    let kept = (0..=longest).rev().find(|i| about.release.is_char_boundary(*i)).unwrap_or(0);
+    release[..kept].copy_from_slice(&about.release.as_bytes()[..kept]);
     let (update, sealed_at) = (about.update, about.sealed_at);
     out.record(kind::RELEASE, &handover::Release { update, release, sealed_at })?;
+    let (start, bytes) = (about.container.start().get(), about.container.bytes());
+    out.record(kind::CONTAINER, &handover::Container { start, bytes })?;
     for run in about.scratch {
         out.record(kind::SCRATCH, &handover::Scratch { start: run.start().get(), bytes: run.bytes() })?;
     }
     units(memory, book, registers, &mut out)?;
-    for (_, region) in book.regions.iter() {
+    for region in book.regions.iter() {
         let kind = match region.kind {
             RegionKind::Memory => handover::region_kind::MEMORY,
             RegionKind::Device => handover::region_kind::DEVICE,
@@ -118,7 +122,7 @@ fn domains<M: TableMemory>(memory: &M, book: &Book<'_>, out: &mut Emitter<'_, '_
         };
         out.record(kind::DOMAIN, &record)?;
     }
-    for (_, run) in book.tables.iter() {
+    for run in book.tables.iter() {
         let (start, bytes) = (run.extent.start().get(), run.extent.bytes());
         let domain = book.domains.ordinal(run.domain);
         out.record(kind::DOMAIN_TABLES, &handover::DomainTables { start, bytes, domain, reserved: 0 })?;
@@ -187,7 +191,7 @@ fn domain_digest<M: TableMemory>(memory: &M, book: &Book<'_>, domain: usize) -> 
     let mut hasher = Hasher::new(0);
     let mut frames = 0;
     let mut chunk = [0; 64];
-    for (_, run) in book.tables.iter().filter(|(_, t)| t.domain == domain) {
+    for run in book.tables.iter().filter(|t| t.domain == domain) {
         frames += run.extent.count();
         for offset in (0..run.extent.bytes()).step_by(size_of_val(&chunk)) {
             memory.read_words(run.extent.start().plus(offset), &mut chunk)?;
