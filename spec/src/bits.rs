@@ -1,6 +1,6 @@
 //! The one way a bit layout is written down in this project.
 //!
-//! [`bitfields!`] turns a list of `[hi:lo] name` lines into a transparent type with a getter and a `with_` setter per
+//! [`bitfields!`](crate::bitfields) turns a list of `[hi:lo] name` lines into a transparent type with a getter and a `with_` setter per
 //! field, all `const`, and a table [`Field`] of what was declared, which the layout tests compare with a second source.
 
 /// One declared field of a layout: bits `hi` down to `lo`, both inclusive, of the whole item.

@@ -25,7 +25,7 @@ bitfields! {
         [7:5] dlm, with_dlm;
         /// Free for software.
         [11:8] avail, with_avail;
-        /// Format: 0, remapped.
+        /// [`entry_format::REMAPPED`].
         [15] im, with_im;
         /// Vector.
         [23:16] v, with_v;
@@ -69,7 +69,7 @@ bitfields! {
         [11:8] avail, with_avail;
         /// Urgent: notify even when notifications are suppressed.
         [14] urg, with_urg;
-        /// Format: 1, posted.
+        /// [`entry_format::POSTED`].
         [15] im, with_im;
         /// Vector to post.
         [23:16] vv, with_vv;
@@ -92,6 +92,22 @@ impl PostedEntry {
     pub const fn descriptor(self) -> PhysAddr {
         PhysAddr::new(self.pda_high() << 32 | self.pda_low() << 6)
     }
+}
+
+/// Format of a table entry (field IM of [`RemappedEntry`] and [`PostedEntry`]).
+pub mod entry_format {
+    /// [`super::RemappedEntry`].
+    pub const REMAPPED: bool = false;
+    /// [`super::PostedEntry`].
+    pub const POSTED: bool = true;
+}
+
+/// Format of a request (field FORMAT of messages and of [`IoApicEntry`]).
+pub mod request_format {
+    /// The request says itself which interrupt it is.
+    pub const COMPATIBILITY: bool = false;
+    /// The request carries an index.
+    pub const REMAPPABLE: bool = true;
 }
 
 /// Delivery mode of an interrupt (VT-d 9.10, field DLM).
@@ -141,7 +157,7 @@ bitfields! {
         [2] handle_high, with_handle_high;
         /// The data carries a subhandle to be added.
         [3] shv, with_shv;
-        /// 1: remappable.
+        /// [`request_format::REMAPPABLE`].
         [4] format, with_format;
         /// Bits 14:0 of the handle.
         [19:5] handle_low, with_handle_low;
@@ -180,7 +196,7 @@ bitfields! {
         [2] dm, with_dm;
         /// Redirection hint.
         [3] rh, with_rh;
-        /// 0: compatibility.
+        /// [`request_format::COMPATIBILITY`].
         [4] format, with_format;
         /// Bits 14:8 of the destination, where a platform extends it.
         [11:5] destid_ext, with_destid_ext;
@@ -208,12 +224,11 @@ bitfields! {
 }
 
 bitfields! {
-    /// A redirection entry of an I/O APIC in remappable format (VT-d 5.1.5.1).
+    /// A redirection entry of an I/O APIC in remappable format (VT-d 5.1.5.1). Bits 10:8, the delivery mode of the other
+    /// format, are zero.
     pub struct IoApicEntry(u64) {
         /// Vector: for the end of interrupt; must match the table's entry.
         [7:0] vector, with_vector;
-        /// Zero: the delivery mode comes from the table.
-        [10:8] delivery_zero, with_delivery_zero;
         /// Bit 15 of the index.
         [11] index_high, with_index_high;
         /// An interrupt is on its way (read only).
@@ -226,7 +241,7 @@ bitfields! {
         [15] tm, with_tm;
         /// Masked.
         [16] mask, with_mask;
-        /// 1: remappable.
+        /// [`request_format::REMAPPABLE`].
         [48] format, with_format;
         /// Bits 14:0 of the index.
         [63:49] index_low, with_index_low;

@@ -33,6 +33,16 @@ pub const fn widen(narrow: [u64; 2]) -> [u64; 4] {
     [narrow[0], narrow[1], 0, 0]
 }
 
+bitfields! {
+    /// What every descriptor has: look here first, then take the raw bits for what they are.
+    pub struct Descriptor([u64; 2]) {
+        /// Type, see [`kind`].
+        [3:0] kind, with_kind;
+        /// Upper bits of the type, zero.
+        [11:9] kind_hi, with_kind_hi;
+    }
+}
+
 /// Granularity of context and IOTLB invalidations. Not the codes of other descriptors: those differ.
 pub mod granularity {
     /// Everything.
