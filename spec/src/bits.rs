@@ -1,7 +1,8 @@
 //! The one way a bit layout is written down in this project.
 //!
-//! [`bitfields!`](crate::bitfields) turns a list of `[hi:lo] name` lines into a transparent type with a getter and a `with_` setter per
-//! field, all `const`, and a table [`Field`] of what was declared, which the layout tests compare with a second source.
+//! [`bitfields!`](crate::bitfields) turns a list of `[hi:lo] name` lines into a transparent type with a getter and a
+//! `with_` setter per field, all `const`, and a table [`Field`] of what was declared, which the layout tests compare
+//! with a second source.
 
 /// One declared field of a layout: bits `hi` down to `lo`, both inclusive, of the whole item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
