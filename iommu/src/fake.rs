@@ -28,10 +28,24 @@ const LAST_FRAME: u64 = 0x9000;
 /// What a unit was made to forget, in the order of doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Done {
-    Context { g: u64, source: u16, domain: u16 },
-    Translations { g: u64, domain: u16, page: u64, order: u64 },
+    Context {
+        g: u64,
+        source: u16,
+        domain: u16,
+    },
+    Translations {
+        g: u64,
+        domain: u16,
+        page: u64,
+        order: u64,
+    },
     Wait,
     RootSet,
+    /// A store to memory, while stores are logged.
+    Store {
+        at: u64,
+        value: u64,
+    },
 }
 
 /// What hardware does not do any more.
@@ -73,7 +87,7 @@ pub(crate) struct FakeUnit {
     buffered: BTreeMap<u64, u64>,
     /// Register commands given while a queue was on: they never end.
     pub(crate) misused: u32,
-    /// Whether translation was ever seen off after `watch_translation`.
+    /// Whether translation was ever switched off.
     pub(crate) translation_went_off: bool,
 }
 
@@ -86,6 +100,8 @@ pub(crate) struct State {
     /// Largest run that can be had at once.
     pub(crate) largest_run: u64,
     clock: u64,
+    /// Puts stores to memory into the first unit's log.
+    pub(crate) log_stores: bool,
     pub(crate) units: Vec<FakeUnit>,
 }
 
@@ -101,6 +117,7 @@ impl Fake {
             frames_left: u64::MAX,
             largest_run: u64::MAX,
             clock: 0,
+            log_stores: false,
             units,
         }))
     }
@@ -120,16 +137,13 @@ impl Fake {
     pub(crate) fn frames_given(&self) -> BTreeSet<u64> {
         self.0.borrow().given.clone()
     }
-    pub(crate) fn page(&self, frame: u64) {
-        self.0.borrow_mut().frames.entry(frame).or_insert_with(|| alloc::vec![0; 512]);
-    }
     /// A request by a device, as the first unit serves it: the address it reaches, or the fault reason.
     pub(crate) fn dma(&self, source: SourceId, iova: u64, write: bool) -> Result<u64, u8> {
         let state = &mut *self.0.borrow_mut();
         let (unit, frames) = (&mut state.units[0], &state.frames);
         unit.dma(frames, source, iova, write)
     }
-    /// As an incoming kernel finds it: nothing given out but what is in use as memory.
+    /// What the first unit has done since the last call.
     pub(crate) fn done(&self) -> Vec<Done> {
         core::mem::take(&mut self.0.borrow_mut().units[0].done)
     }
@@ -427,6 +441,9 @@ impl TableMemory for Fake {
             unit.buffered.entry(at.get()).or_insert(*place);
         }
         *place = value;
+        if state.log_stores {
+            state.units[0].done.push(Done::Store { at: at.get(), value });
+        }
         Ok(())
     }
 }

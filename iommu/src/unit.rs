@@ -87,7 +87,7 @@ impl<'h, H: Hal> VtdUnit<'h, H> {
         // Faults are polled for. What firmware's time left behind is nobody's business now.
         registers.write32(offset::FECTL, Fectl::ZERO.with_im(true).raw());
         harvest(&registers, &mut |_| {});
-        let queue = replace_queue(&registers, queue, config)?;
+        let queue = replace_queue(&registers, ctx, queue, config)?;
         registers
             .write64(offset::RTADDR, RootAddr::ZERO.with_ttm(LEGACY).with_rta(root.frame().number()).raw());
         registers.command("setting the root table", |c| c.with_srtp(true), Gsts::rtps)?;
@@ -106,7 +106,7 @@ impl<'h, H: Hal> VtdUnit<'h, H> {
     /// touched. The predecessor's queue, or its register commands, are drained; then a queue of our own is put in.
     ///
     /// # Errors
-    /// [`UnitError`]; the unit goes on translating.
+    /// [`UnitError`]; the unit goes on translating. Frames that hardware may know of are not given back.
     pub fn take_over(hal: &'h H, ctx: &mut MaySleep, id: UnitId, config: Config) -> Result<Self, UnitError> {
         let registers = Registers { hal, id, patience: config.patience };
         check(&registers)?;
@@ -122,7 +122,7 @@ impl<'h, H: Hal> VtdUnit<'h, H> {
         }
         registers.hal.read(root.table())?;
         let queue = queue_frames(&registers, ctx)?;
-        let queue = replace_queue(&registers, queue, config)?;
+        let queue = replace_queue(&registers, ctx, queue, config)?;
         let status = registers.status();
         if !running(status) {
             return Err(not_running(status));
@@ -329,9 +329,10 @@ fn queue_frames<H: Hal>(registers: &Registers<'_, H>, ctx: &mut MaySleep) -> Res
 }
 
 /// Drains and switches off whatever queue is on, and puts one in `frames` in its place, if the unit is to have one. The
-/// frames serve for the draining in any case, and stay with the unit.
+/// frames serve for the draining in any case.
 fn replace_queue<H: Hal>(
     registers: &Registers<'_, H>,
+    ctx: &mut MaySleep,
     frames: Extent,
     config: Config,
 ) -> Result<Option<Queue>, UnitError> {
@@ -344,6 +345,7 @@ fn replace_queue<H: Hal>(
         registers.write32(offset::FSTS, Fsts::ZERO.with_iqe(true).raw());
     }
     if config.registers_only || !registers.ecap().qi() {
+        registers.hal.free(ctx, frames);
         return Ok(None);
     }
     let queue = Queue::new(frames);
