@@ -9,7 +9,7 @@ use crate::finding::{Finding, Invariant, RecordKind, What};
 use crate::handover::{Counts, Handover, Located, Record};
 use crate::image::Image;
 use crate::index::{Index, List, Parts, Range, Region, Run, alias_of, known_region, requester_of, run_of};
-use crate::index::{source_key, word_offset};
+use crate::index::{requester_with, source_key, word_offset};
 use crate::report::Sink;
 use spec::handover::{self as wire};
 use spec::regs::RootAddr;
@@ -241,11 +241,7 @@ fn duplicates<I: Image + ?Sized>(index: &Index<'_>, handover: &Handover<'_, I>, 
         sink.found(Finding { unit, ..about(PhysAddr::new(at), what) });
     }
     for word in twins(index.sources, 32) {
-        let key = word >> 32;
-        let requester = spec::Requester::new(
-            Segment(u16::try_from(key >> 16).unwrap_or_default()),
-            spec::SourceId::from_raw(u16::try_from(key & 0xffff).unwrap_or_default()),
-        );
+        let requester = requester_with(word >> 32);
         let record = u32::try_from(word & 0xffff_ffff).ok().and_then(|ordinal| reader.requester(ordinal));
         let at = record.map_or(handover.start(), |(at, _)| PhysAddr::new(at));
         let what = What::RecordTwice(RecordKind::Requester);

@@ -118,6 +118,7 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
         let entry = ContextEntry::from_raw(words);
         self.sink.checked(Invariant::I4, 2);
         if !read || !entry.present() {
+            self.work.suspect(subject.record.unit, subject.requester);
             self.sink.found(subject.finding(Invariant::I4, at, What::EntryNotPresent));
             return;
         }
@@ -128,6 +129,7 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
         ];
         for (at, item, sealed, found) in halves {
             if sealed != found {
+                self.work.suspect(subject.record.unit, subject.requester);
                 self.sink.found(subject.finding(Invariant::I4, at, What::Differs { item, sealed, found }));
             }
         }

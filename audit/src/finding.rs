@@ -55,7 +55,8 @@ impl fmt::Display for Invariant {
 pub struct Finding {
     /// The invariant that does not hold.
     pub invariant: Invariant,
-    /// The requester concerned, where one is. For a domain's tables: the first requester that uses the domain.
+    /// The requester concerned, where one is. For a domain's tables: the first requester that uses the domain. For the
+    /// root entry or context table of a bus on which nothing was preserved: function 00.0 of that bus.
     pub requester: Option<Requester>,
     /// Token of the domain concerned, where one is.
     pub domain: Option<u64>,

@@ -73,8 +73,9 @@ impl<'a> Scratch<'a> {
             runs: List::new(rest.take_rows(layout.runs)),
         };
         let visited = rest.take(layout.visited);
+        let walked = rest.take_rows(layout.units);
         let buffers = core::array::from_fn(|_| rest.take(FRAME_WORDS as u64).try_into().ok());
-        Ok((parts, Work { visited, buffers }))
+        Ok((parts, Work { visited, walked, buffers }))
     }
 }
 
@@ -121,7 +122,7 @@ impl Layout {
 
     fn total(&self) -> u64 {
         let words = [
-            (self.units, 2),
+            (self.units, Walked::WORDS.saturating_add(2)),
             (self.contexts, 2),
             (self.domains, 2),
             (self.requesters, 1),
@@ -262,6 +263,18 @@ row! {
     }
 }
 
+row! {
+    /// What the walk of a unit's tables left to be judged when the entries were looked at.
+    Walked {
+        /// Digest of the tables as found.
+        digest,
+        /// 1 when all tables could be read, so that the digest means something.
+        complete,
+        /// The first requester whose entry is not as it should be, as [`source_key`] plus one; 0 for none.
+        suspect,
+    }
+}
+
 /// What a [`Run`] holds, in the low byte of its owner.
 pub(crate) mod run_of {
     pub(crate) const ROOT: u64 = 0;
@@ -288,6 +301,8 @@ impl Run {
 pub(crate) struct Work<'s> {
     /// A bit per declared table frame.
     visited: &'s mut [u64],
+    /// By unit ordinal.
+    walked: &'s mut [Walked],
     /// One frame per level; those in use are taken out.
     buffers: [Option<&'s mut [u64; FRAME_WORDS]>; MAX_LEVELS],
 }
@@ -320,6 +335,18 @@ impl<'s> Work<'s> {
     pub(crate) fn put(&mut self, table: Table<'s>) {
         if let Some(place) = self.buffers.get_mut(table.slot) {
             *place = Some(table.words);
+        }
+    }
+
+    /// What is noted of the unit with this ordinal.
+    pub(crate) fn walked(&mut self, unit: u32) -> Option<&mut Walked> {
+        self.walked.get_mut(usize::try_from(unit).ok()?)
+    }
+
+    /// Notes that an entry of this requester is not as it should be.
+    pub(crate) fn suspect(&mut self, unit: u32, requester: Requester) {
+        if let Some(walked) = self.walked(unit).filter(|walked| walked.suspect == 0) {
+            walked.suspect = source_key(requester).saturating_add(1);
         }
     }
 
@@ -504,6 +531,12 @@ impl<'s> Index<'s> {
 /// Segment and source of a requester as the upper half of a packed word.
 pub(crate) fn source_key(requester: Requester) -> u64 {
     u64::from(requester.segment.0) << 16 | u64::from(requester.source.raw())
+}
+
+/// The requester with this [`source_key`].
+pub(crate) fn requester_with(key: u64) -> Requester {
+    let segment = spec::Segment(u16::try_from(key >> 16 & 0xffff).unwrap_or_default());
+    Requester::new(segment, SourceId::from_raw(u16::try_from(key & 0xffff).unwrap_or_default()))
 }
 
 /// Reads records back that the index knows.

@@ -8,6 +8,7 @@ use crate::collect::unit_id;
 use crate::error::Unreadable;
 use crate::finding::{Finding, Invariant, Item, Role, What};
 use crate::image::{FRAME_WORDS, Image};
+use crate::index::{Walked, requester_with};
 use crate::report::add;
 use spec::context::ContextEntry;
 use spec::handover::Unit;
@@ -67,13 +68,37 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
         let mut hasher = Hasher::new(0);
         let complete = self.root_table(ordinal, state, &mut hasher)?;
         let complete = self.context_tables(ordinal, state, &mut hasher)? && complete;
-        self.sink.checked(Invariant::I4, 1);
-        let found = hasher.finish();
-        if complete && found != record.digest {
-            let what = What::Differs { item: Item::UnitDigest, sealed: record.digest, found };
-            self.found_on(Invariant::I4, state.id, state.root.table().get(), what);
+        if let Some(walked) = self.work.walked(ordinal) {
+            (walked.digest, walked.complete) = (hasher.finish(), complete.into());
         }
         Ok(())
+    }
+
+    /// I4: the digests of the units' tables. When an entry was found wrong before, that explains the difference, and the
+    /// finding names its requester: a stranger's entry does not speak against the whole unit.
+    pub(crate) fn unit_digests(&mut self) {
+        for ordinal in (0u32..).take(self.index().units.len()) {
+            let record = self.reader.unit(ordinal);
+            let (Some((_, record)), Some(state)) = (record, self.state(ordinal)) else { continue };
+            let Some(&mut Walked { digest, complete: 1, suspect }) = self.work.walked(ordinal) else {
+                continue;
+            };
+            self.sink.checked(Invariant::I4, 1);
+            if digest == record.digest {
+                continue;
+            }
+            let requester = suspect.checked_sub(1).map(requester_with);
+            let owner = requester.and_then(|requester| self.index().owner(requester));
+            let owner = owner.and_then(|owner| self.reader.requester(owner));
+            self.sink.found(Finding {
+                invariant: Invariant::I4,
+                requester,
+                domain: owner.map(|(_, owner)| self.reader.token(owner.domain)),
+                unit: Some(state.id),
+                at: state.root.table().get(),
+                what: What::Differs { item: Item::UnitDigest, sealed: record.digest, found: digest },
+            });
+        }
     }
 
     fn registers(&mut self, record: &Unit, state: &UnitState) {
@@ -108,10 +133,16 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
     }
 
     /// I1 for one frame that hardware reads.
-    fn frame_preserved(&mut self, state: &UnitState, table: PhysAddr, role: Role) -> Result<(), Unreadable> {
+    fn frame_preserved(
+        &mut self,
+        state: &UnitState,
+        stranger: Option<Requester>,
+        table: PhysAddr,
+        role: Role,
+    ) -> Result<(), Unreadable> {
         self.sink.checked(Invariant::I1, 1);
         if !self.map.preserved(table.frame())? {
-            self.found_on(Invariant::I1, state.id, table.get(), What::NotPreserved(role));
+            self.entry_finding(Invariant::I1, state, stranger, table, What::NotPreserved(role));
         }
         Ok(())
     }
@@ -119,7 +150,7 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
     /// Walks the root table and hashes it as it will be (or is) after the cut-off. Says whether it could be read.
     fn root_table(&mut self, unit: u32, state: &UnitState, hasher: &mut Hasher) -> Result<bool, Unreadable> {
         let table = state.root.table();
-        self.frame_preserved(state, table, Role::RootTable)?;
+        self.frame_preserved(state, None, table, Role::RootTable)?;
         let Some(words) = self.work.read(self.image, 0, table) else {
             self.found_on(Invariant::I1, state.id, table.get(), What::Unreadable(Role::RootTable));
             return Ok(false);
@@ -138,7 +169,7 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
                 }
             }
             if entry.present() {
-                self.root_entry(state, bus, entry, at, listed.is_some())?;
+                self.root_entry(unit, state, bus, entry, at)?;
             }
             if listed.is_none() && self.stage == Stage::Sealed {
                 (*low, *high) = (0, 0);
@@ -152,34 +183,45 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
     /// A present root entry.
     fn root_entry(
         &mut self,
+        unit: u32,
         state: &UnitState,
         bus: u8,
         entry: RootEntry,
         at: PhysAddr,
-        listed: bool,
     ) -> Result<(), Unreadable> {
         let table = entry.context_table();
+        let listed = self.index().context_of(unit, bus).is_some();
         self.sink.checked(Invariant::I2, 1);
         if !listed && self.stage == Stage::Sealed {
             add(&mut self.sink.totals.root_entries_to_cut_off, 1);
-            self.context_table(state, bus, table, None);
+            self.context_table(unit, state, bus, table, None);
             return Ok(());
         }
-        if !listed {
-            self.found_on(Invariant::I2, state.id, at.get(), What::BusNotListed { bus });
+        // Findings about a stranger's bus name the bus's first function.
+        let stranger = (!listed).then(|| Requester::new(state.id.segment, SourceId::new(bus, 0, 0)));
+        if let Some(stranger) = stranger {
+            self.work.suspect(unit, stranger);
+            self.entry_finding(Invariant::I2, state, Some(stranger), at, What::BusNotListed { bus });
         }
         let [low, high] = entry.raw();
         let [low_reserved, high_reserved] = RootEntry::RESERVED;
-        self.reserved(state, at, low & (low_reserved | BEYOND_ADDRESS), high & high_reserved);
-        self.frame_preserved(state, table, Role::ContextTable)
+        let words = [(at, low & (low_reserved | BEYOND_ADDRESS)), (at.plus(8), high & high_reserved)];
+        for (at, bits) in words.into_iter().filter(|(_, bits)| *bits != 0) {
+            self.entry_finding(Invariant::I1, state, stranger, at, What::ReservedBits { bits });
+        }
+        self.frame_preserved(state, stranger, table, Role::ContextTable)
     }
 
-    fn reserved(&mut self, state: &UnitState, at: PhysAddr, low: u64, high: u64) {
-        for (at, bits) in [(at, low), (at.plus(8), high)] {
-            if bits != 0 {
-                self.found_on(Invariant::I1, state.id, at.get(), What::ReservedBits { bits });
-            }
-        }
+    fn entry_finding(
+        &mut self,
+        invariant: Invariant,
+        state: &UnitState,
+        requester: Option<Requester>,
+        at: PhysAddr,
+        what: What,
+    ) {
+        let (unit, at) = (Some(state.id), at.get());
+        self.sink.found(Finding { invariant, requester, domain: None, unit, at, what });
     }
 
     /// Hashes the recorded context tables of a unit and walks those that hardware reads. Says whether the recorded ones
@@ -198,17 +240,17 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
             if live.is_some_and(|live| live != table) || record.half != 0 {
                 // Reported as a difference; what hardware reads is still checked for strangers.
                 if let Some(live) = live {
-                    self.context_table(state, record.bus, live, None);
+                    self.context_table(unit, state, record.bus, live, None);
                 }
             }
-            complete &= self.context_table(state, record.bus, table, Some(hasher));
+            complete &= self.context_table(unit, state, record.bus, table, Some(hasher));
         }
         // Present root entries of other buses were walked or reported with the root table.
         if self.stage == Stage::Arrived {
             for bus in 0u8..=u8::MAX {
                 if self.index().context_of(unit, bus).is_none() {
                     if let Some(live) = self.live_context_table(state, bus) {
-                        self.context_table(state, bus, live, None);
+                        self.context_table(unit, state, bus, live, None);
                     }
                 }
             }
@@ -229,6 +271,7 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
     /// is) after the cut-off. Says whether it could be read.
     fn context_table(
         &mut self,
+        unit: u32,
         state: &UnitState,
         bus: u8,
         table: PhysAddr,
@@ -236,8 +279,11 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
     ) -> bool {
         add(&mut self.sink.totals.context_tables, 1);
         let Some(words) = self.work.read(self.image, 1, table) else {
-            if self.stage == Stage::Arrived || hasher.is_some() {
-                self.found_on(Invariant::I1, state.id, table.get(), What::Unreadable(Role::ContextTable));
+            let stranger = self.index().context_of(unit, bus).is_none();
+            let stranger = stranger.then(|| Requester::new(state.id.segment, SourceId::new(bus, 0, 0)));
+            if self.stage == Stage::Arrived || stranger.is_none() {
+                let what = What::Unreadable(Role::ContextTable);
+                self.entry_finding(Invariant::I1, state, stranger, table, what);
             }
             return false;
         };
@@ -248,7 +294,7 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
             let owned = self.owned_by_unit(requester, state);
             if entry.present() {
                 let at = table.plus(u64::from(devfn).saturating_mul(16));
-                self.present_entry(state, requester, owned, at);
+                self.present_entry(unit, state, requester, owned, at);
             }
             if !owned && self.stage == Stage::Sealed {
                 (*low, *high) = (0, 0);
@@ -261,21 +307,22 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
         true
     }
 
-    fn present_entry(&mut self, state: &UnitState, requester: Requester, owned: bool, at: PhysAddr) {
+    fn present_entry(
+        &mut self,
+        unit: u32,
+        state: &UnitState,
+        requester: Requester,
+        owned: bool,
+        at: PhysAddr,
+    ) {
         self.sink.checked(Invariant::I2, 1);
         if owned {
             add(&mut self.sink.totals.kept_entries, 1);
         } else if self.stage == Stage::Sealed {
             add(&mut self.sink.totals.entries_to_cut_off, 1);
         } else {
-            self.sink.found(Finding {
-                invariant: Invariant::I2,
-                requester: Some(requester),
-                domain: None,
-                unit: Some(state.id),
-                at: at.get(),
-                what: What::EntryNotOwned,
-            });
+            self.work.suspect(unit, requester);
+            self.entry_finding(Invariant::I2, state, Some(requester), at, What::EntryNotOwned);
         }
     }
 
