@@ -106,3 +106,41 @@ pub fn unit_of(units: &[UnitDescription], requester: Requester, topology: &dyn T
         .position(|unit| on_segment(unit) && names(unit))
         .or_else(|| units.iter().position(|unit| on_segment(unit) && unit.catch_all))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{Buses, SEGMENT, requester};
+
+    fn unit(base: u64, catch_all: bool, scopes: &[(ScopeKind, u8, &[(u8, u8)])]) -> UnitDescription {
+        let scope = |&(kind, start_bus, path): &(ScopeKind, u8, &[(u8, u8)])| Scope {
+            kind,
+            start_bus,
+            path: path.into(),
+        };
+        let id = UnitId { segment: SEGMENT, register_base: base };
+        UnitDescription { id, catch_all, scopes: scopes.iter().map(scope).collect() }
+    }
+
+    #[test]
+    fn scopes_are_followed_through_bridges_as_they_are_numbered_now() {
+        let units = [
+            unit(1, true, &[]),
+            unit(2, false, &[(ScopeKind::Endpoint, 0, &[(5, 0), (3, 1)])]),
+            unit(3, false, &[(ScopeKind::Bridge, 0, &[(6, 0)]), (ScopeKind::SourceId, 0xff, &[(0, 0)])]),
+            unit(4, false, &[(ScopeKind::Endpoint, 0, &[(7, 0), (0, 0)]), (ScopeKind::Endpoint, 0, &[])]),
+        ];
+        let of = |bus, device, function| unit_of(&units, requester(bus, device, function), &Buses);
+        assert_eq!(of(1, 3, 1), Some(1), "behind the bridge 00:05.0, which is bus 1");
+        assert_eq!(of(1, 3, 0), Some(0));
+        assert_eq!(of(0, 5, 0), Some(0), "the path's bridge itself is not named");
+        assert_eq!(of(0, 6, 0), Some(2), "a bridge scope names the bridge");
+        assert_eq!(
+            (of(2, 0, 0), of(4, 31, 7), of(5, 0, 0)),
+            (Some(2), Some(2), Some(0)),
+            "and all buses behind it"
+        );
+        assert_eq!(of(0xff, 0, 0), Some(2), "an IOAPIC's source-id");
+        assert_eq!(of(0, 0, 0), Some(0), "a path through what is no bridge names nothing");
+    }
+}
