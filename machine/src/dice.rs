@@ -20,11 +20,6 @@ impl Dice {
         // The small bias of the remainder is of no concern: these are delays, not keys.
         low + self.0.next_u64() % (high - low + 1)
     }
-
-    /// True once in `n` times on average; never for zero.
-    pub fn one_in(&mut self, n: u64) -> bool {
-        n != 0 && self.0.next_u64() % n == 0
-    }
 }
 
 #[cfg(test)]

@@ -21,10 +21,12 @@ pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod platform;
+pub mod run;
 pub mod trace;
 pub mod vtd;
 
 pub use config::{Capture, MachineConfig, Quirks, Scope, UnitConfig};
 pub use machine::{Machine, Serial, SerialLine};
 pub use platform::{Boot, Kernel};
+pub use run::{Run, RunConfig, run};
 pub use trace::{Invalidation, TraceLine};

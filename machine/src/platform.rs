@@ -22,6 +22,8 @@ pub struct Boot {
     pub home: Extent,
     /// Where its successor will boot.
     pub successor_home: Option<Extent>,
+    /// Every area that kernels live in, now or later: nothing is allocated there.
+    pub areas: Vec<Extent>,
     /// `key=value` on its command line.
     pub options: Vec<(String, String)>,
 }
@@ -35,7 +37,7 @@ pub struct Kernel<'m> {
 }
 
 impl<'m> Kernel<'m> {
-    /// A kernel that starts with all usable memory free but the first MiB and both areas.
+    /// A kernel that starts with all usable memory free but the first MiB and the areas that kernels live in.
     #[must_use]
     pub fn new(machine: &'m Machine, boot: Boot) -> Self {
         let mut frames = Frames::default();
@@ -46,9 +48,8 @@ impl<'m> Kernel<'m> {
                 frames.give(run);
             }
         }
-        frames.take(boot.home);
-        if let Some(home) = boot.successor_home {
-            frames.take(home);
+        for area in boot.areas.iter().copied().chain([boot.home]).chain(boot.successor_home) {
+            frames.take(area);
         }
         Self { machine, boot, frames: RefCell::new(frames), allocated: Cell::new(false) }
     }

@@ -77,10 +77,11 @@ impl FaultLog {
 
     /// Software wrote a record's upper half: F is cleared by a one, everything else is read only.
     pub fn write_upper(&mut self, index: usize, value: u64) {
+        if !FaultRecord::from_raw([0, value]).f() {
+            return;
+        }
         if let Some(record) = self.records.get_mut(index) {
-            if FaultRecord::from_raw([0, value]).f() {
-                *record = record.with_f(false);
-            }
+            *record = record.with_f(false);
         }
     }
 }

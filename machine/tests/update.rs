@@ -1,0 +1,186 @@
+//! The whole story on the built-in machine: on many kinds of hardware, with many seeds, with mistakes put in.
+
+use holdover_machine::{Capture, MachineConfig, Run, RunConfig, TraceLine, UnitConfig, pci, run};
+use scenario::event::Event;
+use scenario::platform::Mark;
+use scenario::story::{Mutant, Verdict};
+use spec::SourceId;
+
+const BASE: u64 = 0xfed9_0000;
+
+fn machine(seed: u64) -> MachineConfig {
+    MachineConfig::qemu_like(seed, 512 << 20, 48)
+}
+
+fn play(config: &RunConfig) -> Run {
+    run(config, &mut |_, _| ())
+}
+
+fn update(machine: MachineConfig) -> Run {
+    play(&RunConfig::new(machine, 1))
+}
+
+fn failures(run: &Run) -> Vec<String> {
+    let bad = |event: Event| match event {
+        Event::Failed { step, why } | Event::Refused { step, why } => Some(format!("{step}: {why}")),
+        _ => None,
+    };
+    run.events().into_iter().filter_map(bad).collect()
+}
+
+fn broken_rules(run: &Run) -> Vec<TraceLine> {
+    let broken = |line: &TraceLine| matches!(line, TraceLine::Misuse { .. } | TraceLine::DeviceMisuse { .. });
+    run.machine.trace().into_iter().filter(broken).collect()
+}
+
+/// What a correct update looks like from outside.
+fn assert_good(run: &Run, what: &str) {
+    assert_eq!(run.verdict, Verdict::Completed, "{what}: {:#?}", failures(run));
+    assert_eq!(broken_rules(run), [], "{what}");
+    assert!(run.sound().len() >= 150_000, "{what}: {} frames", run.sound().len());
+    let events = run.events();
+    let spoilt = |event: &&Event| match event {
+        Event::Target { intact, .. } | Event::Content { intact, .. } => !intact,
+        Event::Transfer { complete, correct, .. } => !complete || !correct,
+        Event::Capture { complete, .. } => !complete,
+        Event::Audit { violations, .. } => !violations.is_empty(),
+        Event::Fault { who, .. } => who != "cut_off",
+        Event::CutOff { confirmed, .. } => !confirmed,
+        Event::Blocked { .. } => true,
+        _ => false,
+    };
+    assert_eq!(events.iter().find(spoilt), None, "{what}");
+    assert!(events.iter().filter(|e| matches!(e, Event::Target { .. })).count() >= 2, "{what}");
+    assert_isolated(run, what);
+}
+
+/// After each cut-off the two requesters reach nothing until the next kernel has finished; translation stays on.
+fn assert_isolated(run: &Run, what: &str) {
+    let (mut cut, mut started, mut blocked) = (false, false, 0);
+    for line in run.machine.trace() {
+        match line {
+            TraceLine::Mark { mark: Mark::Running, .. } => started = true,
+            TraceLine::Mark { mark: Mark::CutOffDone, .. } => cut = true,
+            TraceLine::Mark { mark: Mark::Finished, .. } => {}
+            TraceLine::Mark { mark: Mark::Over, .. } => break,
+            TraceLine::TranslationEnabled { .. } => assert!(!started, "{what}: {line:?}"),
+            TraceLine::Untranslated { .. } => panic!("{what}: {line:?}"),
+            TraceLine::Faulted { source, .. } if cut => {
+                assert!([pci::EDU_B, pci::BEHIND_BRIDGE].contains(&source), "{what}: {line:?}");
+                blocked += 1;
+            }
+            _ => {}
+        }
+    }
+    assert!(blocked >= 2, "{what}: {blocked} attempts were blocked");
+}
+
+#[test]
+fn an_update_completes_on_every_kind_of_unit() {
+    let plain = || UnitConfig::plain(BASE, 48);
+    let units = [
+        ("39 bits", UnitConfig::qemu_like(39)),
+        ("coherent", plain()),
+        ("without a queue", plain().without_queue()),
+        ("without a queue, not coherent", plain().without_queue().with_ecap(|e| e.with_c(false))),
+        ("caching mode", plain().with_cap(|c| c.with_cm(true))),
+        ("write buffer", plain().with_cap(|c| c.with_rwbf(true))),
+        ("one fault record", plain().with_fault_records(1)),
+        ("small pages only", plain().with_cap(|c| c.with_sslps(0))),
+        ("no page-selective invalidation", plain().with_cap(|c| c.with_psi(false))),
+        ("16 domain ids", plain().with_cap(|c| c.with_nd(0))),
+    ];
+    for (what, unit) in units {
+        let mut config = machine(7);
+        config.host_width = unit.cap.mgaw() as u8 + 1;
+        config.units = vec![unit];
+        assert_good(&update(config), what);
+    }
+}
+
+#[test]
+fn an_update_completes_with_two_units_that_share_the_devices() {
+    let ways: [(&str, &[SourceId]); 3] = [
+        ("audio alone", &[pci::AUDIO]),
+        ("those that are cut off", &[pci::EDU_B, pci::BRIDGE]),
+        ("one of each", &[pci::EDU_A, pci::BRIDGE]),
+    ];
+    for (what, sources) in ways {
+        let mut config = machine(3);
+        let mut rest = UnitConfig::plain(BASE, 48).without_queue();
+        rest.scope = holdover_machine::Scope::Rest;
+        config.units = vec![UnitConfig::plain(BASE + 0x1000, 48).for_sources(sources), rest];
+        let run = update(config);
+        assert_eq!(run.verdict, Verdict::Completed, "{what}: {:#?}", failures(&run));
+        assert_eq!(broken_rules(&run), [], "{what}");
+    }
+}
+
+#[test]
+fn an_update_completes_for_every_seed_and_with_memory_above_4_gib() {
+    for seed in 0..12 {
+        assert_good(&update(machine(seed)), &format!("seed {seed}"));
+    }
+    assert_good(&update(MachineConfig::qemu_like(1, 6 << 30, 48)), "6 GiB");
+    assert_good(&update(MachineConfig::qemu_like(1, 256 << 20, 39)), "256 MiB");
+}
+
+#[test]
+fn two_updates_in_a_row_complete() {
+    for seed in 0..4 {
+        let run = play(&RunConfig::new(machine(seed), 2));
+        assert_good(&run, &format!("seed {seed}"));
+        assert_eq!(run.handovers.len(), 2);
+        let boots = run.events().iter().filter(|e| matches!(e, Event::Boot { .. })).count();
+        assert_eq!(boots, 3);
+    }
+}
+
+#[test]
+fn a_seed_fixes_everything_and_another_seed_changes_it() {
+    let outcome = |seed| {
+        let run = update(machine(seed));
+        (run.machine.trace(), run.machine.serial(), run.machine.played(), run.machine.now())
+    };
+    let (first, second, other) = (outcome(5), outcome(5), outcome(6));
+    assert!(first == second);
+    assert_ne!(first.0, other.0);
+    assert_ne!(first.3, other.3);
+}
+
+#[test]
+fn a_capture_that_counts_its_frames_is_taken_as_well() {
+    let mut config = machine(2);
+    config.capture = Capture::Counter;
+    assert_good(&update(config), "counter");
+}
+
+#[test]
+fn mistakes_show_from_outside() {
+    let run_with = |mutant: Mutant| play(&RunConfig::new(machine(9), 1).with_option("mutant", mutant.name()));
+    let traced = |run: &Run, wanted: fn(&TraceLine) -> bool| run.machine.trace().iter().any(wanted);
+
+    let off = run_with(Mutant::TranslationOff);
+    assert!(traced(&off, |l| matches!(l, TraceLine::TranslationEnabled { on: false, .. })));
+    assert!(traced(&off, |l| matches!(l, TraceLine::Untranslated { source: pci::AUDIO, .. })));
+
+    for mutant in [Mutant::NoCutOff, Mutant::MissingInvalidation] {
+        let run = run_with(mutant);
+        let trace = run.machine.trace();
+        let cut =
+            trace.iter().position(|l| matches!(l, TraceLine::Mark { mark: Mark::CutOffDone, .. })).unwrap();
+        let reached = |l: &TraceLine| {
+            matches!(l, TraceLine::Translated { source: pci::EDU_B | pci::BEHIND_BRIDGE, write: true, .. })
+        };
+        assert!(trace[cut..].iter().any(reached), "{mutant:?} goes unnoticed");
+        let spoilt = |e: &Event| matches!(e, Event::Target { intact: false, .. });
+        assert!(run.events().iter().any(spoilt), "{mutant:?} spoils no target");
+    }
+
+    let poisoned = run_with(Mutant::PoisonedPage);
+    let noticed = |e: &Event| matches!(e, Event::Content { intact: false, .. } | Event::Failed { .. });
+    assert!(poisoned.events().iter().any(noticed));
+
+    let stray = run_with(Mutant::StrayLeaf);
+    assert_eq!(stray.verdict, Verdict::Refused);
+}
