@@ -5,9 +5,10 @@ use crate::error::Unreadable;
 use crate::finding::{Finding, Invariant, What};
 use crate::handover::Handover;
 use crate::image::Image;
-use crate::index::{Index, Reader, Scratch, Work};
+use crate::index::{Index, Reader};
 use crate::kho::PreservedMap;
 use crate::report::{Report, Sink};
+use crate::scratch::{Scratch, Work};
 use spec::regs::{Cap, Ecap, Gsts, RootAddr};
 use spec::{PhysAddr, UnitId};
 

@@ -37,11 +37,12 @@ mod index;
 pub mod kho;
 mod memory;
 mod report;
+mod scratch;
 mod units;
 
 pub use audit::{Stage, UnitState, audit};
 pub use error::Unreadable;
 pub use finding::{Finding, Invariant, Item, RecordKind, Role, What};
 pub use image::{Image, Missing};
-pub use index::{MAX_TABLE_FRAMES, Scratch, UNIT_LIMIT};
 pub use report::{Checked, Report, Totals};
+pub use scratch::{MAX_TABLE_FRAMES, Scratch, UNIT_LIMIT};

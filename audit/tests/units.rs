@@ -10,6 +10,8 @@ use world::{
     context, requester, unit_id,
 };
 
+type Damage = fn(&mut World);
+
 fn hda() -> Requester {
     requester(0, 0, 2, 0)
 }
@@ -379,7 +381,7 @@ fn the_same_id_on_two_units_is_legal() {
 
 #[test]
 fn references_to_records_that_are_not_there_are_found_at_the_referring_record() {
-    let cases: [(fn(&mut World), u16, usize, RecordKind, RecordKind); 7] = [
+    let cases: [(Damage, u16, usize, RecordKind, RecordKind); 7] = [
         (|w| w.contexts[1].unit = 2, kind::CONTEXT_TABLE, 1, RecordKind::ContextTable, RecordKind::Unit),
         (|w| w.tables[0].domain = 9, kind::DOMAIN_TABLES, 0, RecordKind::DomainTables, RecordKind::Domain),
         (|w| w.ids[2].domain = u32::MAX, kind::DOMAIN_ID, 2, RecordKind::DomainId, RecordKind::Domain),
@@ -400,7 +402,7 @@ fn references_to_records_that_are_not_there_are_found_at_the_referring_record() 
 
 #[test]
 fn tokens_that_name_two_things_are_found() {
-    let cases: [(fn(&mut World), RecordKind, u64); 3] = [
+    let cases: [(Damage, RecordKind, u64); 3] = [
         (|w| w.regions[1].token = 0x10, RecordKind::Region, 0x10),
         (|w| w.domains[1].token = A_TOKEN, RecordKind::Domain, A_TOKEN),
         (|w| w.requesters[2].token = 0x21, RecordKind::Requester, 0x21),
