@@ -63,6 +63,8 @@ pub(crate) struct State {
     pub(crate) serial: Vec<SerialLine>,
     units: Vec<Unit>,
     slots: Vec<Slot>,
+    /// When something happens next, as far as is known: whoever might bring it forward calls [`State::look_ahead`].
+    next_due: Option<u64>,
 }
 
 impl Machine {
@@ -95,6 +97,7 @@ impl Machine {
             serial: Vec::new(),
             units: config.units.iter().map(|unit| Unit::new(unit.clone(), config.host_width)).collect(),
             slots: slots(config),
+            next_due: None,
         };
         Self { state: RefCell::new(state), map }
     }
@@ -177,17 +180,18 @@ impl State {
     /// Lets `ns` nanoseconds pass; whatever becomes due happens in the order of time.
     pub(crate) fn advance(&mut self, ns: u64) {
         let target = self.fabric.now + ns;
-        while let Some(due) = self.next_due().filter(|&due| due <= target) {
+        while let Some(due) = self.next_due.filter(|&due| due <= target) {
             self.fabric.now = self.fabric.now.max(due);
             self.run();
+            self.look_ahead();
         }
         self.fabric.now = target;
     }
 
-    fn next_due(&self) -> Option<u64> {
+    fn look_ahead(&mut self) {
         let units = self.units.iter().filter_map(Unit::next_due);
         let devices = self.slots.iter().filter_map(|slot| slot.device.next_due());
-        units.chain(devices).chain(self.fabric.next_landing()).min()
+        self.next_due = units.chain(devices).chain(self.fabric.next_landing()).min();
     }
 
     /// Everything that is due by now.
@@ -229,6 +233,7 @@ impl State {
 
     /// A processor's read of 1, 2, 4 or 8 bytes of device registers. All ones where nobody answers.
     pub(crate) fn mmio_read(&mut self, address: u64, bytes: u64) -> u64 {
+        // Reads start nothing, so what is due next stays; the one below that lands writes early leaves nothing to happen.
         if let Some(i) = self.unit_at(address) {
             return self.units[i].read(address % REGISTER_PAGE, bytes, &mut self.fabric);
         }
@@ -246,6 +251,7 @@ impl State {
         } else if let Some((i, offset)) = self.slot_at(address) {
             self.with_device(i, |device, port| device.write(offset, bytes, value, port));
         }
+        self.look_ahead();
     }
 
     pub(crate) fn mark(&mut self, mark: Mark) {

@@ -228,7 +228,8 @@ impl Memory {
         let end = start + bytes;
         if self.tracks() {
             if whole >= STREAMING {
-                self.hidden.retain(|&line, _| line < start || line >= end);
+                let lines: Vec<u64> = self.hidden.range(start..end).map(|(&line, _)| line).collect();
+                lines.iter().for_each(|line| drop(self.hidden.remove(line)));
             } else {
                 (start..end).step_by(LINE as usize).for_each(|line| self.hide(line, now, dice));
             }
