@@ -1,0 +1,46 @@
+//! The kernels, as the build script built them into this program, and the bundle that the first one is booted with.
+
+/// The bundle's format, shared with the kernels.
+#[path = "../../kernel/src/bundle.rs"]
+pub mod bundle;
+
+/// The first kernel, an ELF file that QEMU boots.
+pub const KERNEL_A: &[u8] = include_bytes!(env!("HOLDOVER_KERNEL_A"));
+const KERNEL_B: &[u8] = include_bytes!(env!("HOLDOVER_KERNEL_B"));
+const KERNEL_C: &[u8] = include_bytes!(env!("HOLDOVER_KERNEL_C"));
+
+/// The bundle for a number of updates: the kernels that follow the first one, at most two of them.
+///
+/// # Panics
+/// When a kernel of this build does not fit into a bundle: a mistake of the build.
+#[must_use]
+pub fn bundle(updates: u8) -> Vec<u8> {
+    let version = env!("HOLDOVER_KERNEL_VERSION");
+    let releases = [(format!("{version}-b"), KERNEL_B), (format!("{version}-c"), KERNEL_C)];
+    let images: Vec<_> =
+        releases.iter().take(updates.into()).map(|(name, image)| (name.as_str(), *image)).collect();
+    bundle::build(&images).expect("the kernels of this build fit into a bundle")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bundle_holds_a_kernel_for_each_update_in_order() {
+        for updates in [1, 2] {
+            let bytes = bundle(updates);
+            let bundle = bundle::Bundle::parse(&bytes).unwrap();
+            assert_eq!(bundle.count(), usize::from(updates));
+            assert!(bundle.image(0).unwrap().release.ends_with("-b"));
+            assert!(bundle.image(0).unwrap().bytes.starts_with(b"\x7fELF"));
+        }
+    }
+
+    #[test]
+    fn the_three_kernels_are_three_images() {
+        assert_ne!(KERNEL_A, KERNEL_B);
+        assert_ne!(KERNEL_A, KERNEL_C);
+        assert_ne!(KERNEL_B, KERNEL_C);
+    }
+}

@@ -1,0 +1,331 @@
+//! Each way in which a run can be wrong gives exactly its own finding.
+
+use super::*;
+use crate::record::Ended;
+use crate::samples;
+use crate::trace::{self, Account, Entry};
+use scenario::event::{Event, Violation};
+use scenario::platform::Mark;
+use spec::SourceId;
+
+fn report(change: impl FnOnce(&mut Record)) -> Report {
+    let mut record = samples::record();
+    change(&mut record);
+    judge(&samples::settings().asked(), &record, &samples::tune()).report
+}
+
+/// The kinds of findings, each once.
+fn kinds(change: impl FnOnce(&mut Record)) -> Vec<Kind> {
+    let mut kinds: Vec<Kind> = report(change).findings.iter().map(|f| f.kind).collect();
+    kinds.dedup();
+    kinds
+}
+
+fn events(change: impl Fn(&mut Event)) -> impl FnOnce(&mut Record) {
+    move |record| record.serial.events.iter_mut().for_each(change)
+}
+
+fn without(gone: impl Fn(&Event) -> bool) -> impl FnOnce(&mut Record) {
+    move |record| record.serial.events.retain(|e| !gone(e))
+}
+
+/// The trace of the clean run with an entry put in right after a mark.
+fn after(mark: Mark, entries: &[Entry]) -> Account {
+    let mut account = Account::default();
+    account.note(Entry::Enable(true));
+    let (hda, edu) = (SourceId::new(0, 2, 0), SourceId::new(0, 3, 0));
+    let (b, c) = (SourceId::new(0, 4, 0), SourceId::new(1, 0, 0));
+    for at in 0x1001..=0x1008 {
+        let now = trace::mark(at).unwrap();
+        account.note(Entry::Mark(now));
+        for source in [hda, edu] {
+            account.note(Entry::Translated { source, iova: 0x1000, to: 0x2000 });
+        }
+        if now == Mark::Arrived {
+            for source in [b, c] {
+                account.note(Entry::Blocked { source, iova: 0x1000, write: true, reason: 2 });
+            }
+        }
+        if now == mark {
+            entries.iter().for_each(|e| account.note(*e));
+        }
+    }
+    account
+}
+
+fn trace_with(mark: Mark, entries: &[Entry]) -> impl FnOnce(&mut Record) {
+    let account = after(mark, entries);
+    move |record| record.account = Ok(account)
+}
+
+#[test]
+fn a_clean_run_is_judged_as_in_the_schema() {
+    let report = report(|_| {});
+    assert!(report.clean(), "{:?}", report.findings);
+    insta::assert_json_snapshot!(report);
+}
+
+#[test]
+fn a_result_survives_being_written_and_read() {
+    let report = samples::dirty();
+    let text = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
+}
+
+#[test]
+fn the_names_of_findings_are_those_of_the_json() {
+    for finding in samples::dirty().findings {
+        let value = serde_json::to_value(finding.kind).unwrap();
+        assert_eq!(value, finding.kind.name());
+    }
+}
+
+#[test]
+fn translation_that_goes_off_in_the_gap_is_found_and_told_where() {
+    let report = report(trace_with(Mark::Arrived, &[Entry::Enable(false), Entry::Enable(true)]));
+    assert!(!report.translation_enabled_throughout);
+    assert_eq!(report.findings.len(), 1);
+    assert_eq!(report.findings[0].kind, Kind::TranslationOff);
+    assert!(report.findings[0].words.contains("in the incoming kernel before adoption"));
+    assert_eq!(report.outcome, Outcome::Completed);
+}
+
+#[test]
+fn translation_that_goes_off_after_the_end_is_no_concern() {
+    assert_eq!(kinds(trace_with(Mark::Over, &[Entry::Enable(false)])), []);
+}
+
+#[test]
+fn a_request_that_goes_past_translation_is_found() {
+    let past = Entry::Untranslated { source: SourceId::new(0, 4, 0), address: 5 };
+    assert_eq!(kinds(trace_with(Mark::Jump, &[past])), [Kind::TranslationOff]);
+}
+
+#[test]
+fn a_translation_after_the_cut_off_is_stale_where_entries_were_cleared_and_a_left_out_cut_off_else() {
+    let through = [Entry::Translated { source: SourceId::new(0, 4, 0), iova: 1, to: 2 }];
+    for mark in [Mark::CutOffDone, Mark::Jump, Mark::Arrived, Mark::Adopted, Mark::Finished] {
+        assert_eq!(kinds(trace_with(mark, &through)), [Kind::StaleTranslation], "{mark:?}");
+    }
+    for mark in [Mark::Running, Mark::CutOffBegin, Mark::Over] {
+        assert_eq!(kinds(trace_with(mark, &through)), [], "{mark:?}");
+    }
+    let uncleared = |record: &mut Record| {
+        trace_with(Mark::Jump, &through)(record);
+        without(|e| matches!(e, Event::CutOff { .. }))(record);
+    };
+    assert_eq!(kinds(uncleared), [Kind::NotCutOff]);
+    let present = |record: &mut Record| {
+        trace_with(Mark::Jump, &through)(record);
+        events(|e| {
+            if let Event::Audit { when, violations, .. } = e
+                && when == "after_jump"
+            {
+                violations.push(Violation {
+                    invariant: "I2".into(),
+                    requester: "0000:00:04.0".into(),
+                    address: 0,
+                    words: "present".into(),
+                });
+            }
+        })(record);
+    };
+    assert_eq!(kinds(present), [Kind::NotCutOff, Kind::AuditViolation]);
+}
+
+#[test]
+fn a_fault_of_a_preserved_requester_is_found_even_when_no_kernel_tells() {
+    let blocked = Entry::Blocked { source: SourceId::new(0, 2, 0), iova: 1, write: false, reason: 6 };
+    let report = report(trace_with(Mark::Adopted, &[blocked]));
+    assert_eq!(report.faults.preserved, 1);
+    assert_eq!(report.findings[0].kind, Kind::PreservedFault);
+}
+
+#[test]
+fn a_blocked_attempt_that_no_kernel_reports_is_found() {
+    let gone = without(|e| matches!(e, Event::Fault { requester, .. } if requester == "0000:01:00.0"));
+    assert_eq!(kinds(gone), [Kind::FaultUnreported]);
+}
+
+#[test]
+fn a_requester_that_never_tried_shows_nothing() {
+    let gone = |record: &mut Record| {
+        let mut account = Account::default();
+        account.note(Entry::Enable(true));
+        for at in 0x1001..=0x1008 {
+            account.note(Entry::Mark(trace::mark(at).unwrap()));
+            for device in [2, 3] {
+                account.note(Entry::Translated { source: SourceId::new(0, device, 0), iova: 1, to: 2 });
+            }
+        }
+        record.account = Ok(account);
+    };
+    assert_eq!(kinds(gone), [Kind::NoAttempt]);
+}
+
+#[test]
+fn sound_that_breaks_or_is_missing_is_found() {
+    assert_eq!(kinds(|r| _ = r.sound.as_mut().unwrap().remove(5000)), [Kind::SoundBroken]);
+    assert_eq!(kinds(|r| r.sound = Err("none".into())), [Kind::SoundMissing]);
+    assert_eq!(kinds(|r| r.sound = Ok(vec![[0, 0]; 9000])), [Kind::SoundMissing]);
+    assert_eq!(kinds(|r| r.sound.as_mut().unwrap().truncate(8000)), [Kind::SoundMissing]);
+}
+
+#[test]
+fn a_gap_without_a_sample_shows_nothing() {
+    let still = events(|e| {
+        if let Event::Position { frames, .. } = e {
+            *frames = 7200;
+        }
+    });
+    assert_eq!(kinds(still), [Kind::SoundMissing]);
+}
+
+#[test]
+fn whatever_memory_shows_is_found() {
+    type Change = fn(&mut Event);
+    let cases: [(Change, Kind); 6] = [
+        (
+            |e| {
+                if let Event::Target { intact, .. } = e {
+                    *intact = false;
+                }
+            },
+            Kind::MemoryChanged,
+        ),
+        (
+            |e| {
+                if let Event::Content { intact, .. } = e {
+                    *intact = false;
+                }
+            },
+            Kind::ContentChanged,
+        ),
+        (
+            |e| {
+                if let Event::Transfer { correct, .. } = e {
+                    *correct = false;
+                }
+            },
+            Kind::TransferLost,
+        ),
+        (
+            |e| {
+                if let Event::Transfer { busy_at_jump, .. } = e {
+                    *busy_at_jump = false;
+                }
+            },
+            Kind::TransferIdle,
+        ),
+        (
+            |e| {
+                if let Event::Capture { complete, .. } = e {
+                    *complete = false;
+                }
+            },
+            Kind::CaptureLost,
+        ),
+        (
+            |e| {
+                if let Event::CutOff { confirmed, .. } = e {
+                    *confirmed = false;
+                }
+            },
+            Kind::CutOffUnconfirmed,
+        ),
+    ];
+    for (change, kind) in cases {
+        assert_eq!(kinds(events(change)), [kind]);
+    }
+}
+
+#[test]
+fn an_audit_that_is_left_out_is_found() {
+    let gone = without(|e| matches!(e, Event::Audit { when, .. } if when == "after_jump"));
+    assert_eq!(kinds(gone), [Kind::AuditMissing]);
+}
+
+#[test]
+fn a_refusal_and_a_failure_are_outcomes_of_their_own() {
+    let refused = report(|r| {
+        r.serial.events.truncate(8);
+        r.serial.events.push(Event::Refused { step: "freeze".into(), why: "I3".into() });
+        r.ended = Ended::Badly;
+    });
+    assert_eq!(refused.outcome, Outcome::Refused);
+    assert_eq!(refused.findings.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::Refused]);
+    let failed =
+        report(|r| r.serial.events.push(Event::Failed { step: "open".into(), why: "digest".into() }));
+    assert_eq!(failed.outcome, Outcome::Failed);
+}
+
+#[test]
+fn a_machine_that_ends_early_is_a_failure_however_it_ended() {
+    for ended in [
+        Ended::Well,
+        Ended::Badly,
+        Ended::TimedOut { after: 120 },
+        Ended::TraceFull { limit: 1 },
+        Ended::Died("QEMU was ended by signal 6".into()),
+    ] {
+        let report = report(|r| {
+            r.serial.events.truncate(10);
+            r.ended = ended.clone();
+        });
+        assert_eq!(report.outcome, Outcome::Failed, "{ended:?}");
+        assert_eq!(report.findings.iter().filter(|f| f.kind == Kind::Failed).count(), 1, "{ended:?}");
+    }
+}
+
+#[test]
+fn fewer_updates_than_asked_for_are_a_failure() {
+    let mut asked = samples::settings().asked();
+    asked.updates = 2;
+    let report = judge(&asked, &samples::record(), &samples::tune()).report;
+    assert_eq!(report.outcome, Outcome::Failed);
+}
+
+#[test]
+fn an_empty_record_is_a_failure_and_not_a_panic() {
+    let report = report(|r| {
+        r.serial.events.clear();
+        r.sound = Ok(vec![]);
+        r.account = Ok(Account::default());
+    });
+    assert_eq!(report.outcome, Outcome::Failed);
+    assert!(!report.translation_enabled_throughout);
+}
+
+#[test]
+fn a_second_update_is_told_apart_from_the_first() {
+    let mut record = samples::record();
+    let second: Vec<Event> = record
+        .serial
+        .events
+        .iter()
+        .filter_map(|e| match e.clone() {
+            Event::Position { moment, frames, at } => {
+                Some(Event::Position { moment, frames: frames + 4000, at: at + 300_000_000 })
+            }
+            Event::Boot { update: 1, home_start, home_bytes, memory_bytes, at, .. } => Some(Event::Boot {
+                kernel: "0.1.0-c".into(),
+                update: 2,
+                home_start,
+                home_bytes,
+                memory_bytes,
+                at,
+            }),
+            _ => None,
+        })
+        .collect();
+    record.serial.events.extend(second);
+    let report = judge(&samples::settings().asked(), &record, &samples::tune()).report;
+    assert_eq!(report.updates.len(), 2);
+    assert_eq!(
+        (report.updates[1].outgoing.as_str(), report.updates[1].incoming.as_str()),
+        ("0.1.0-b", "0.1.0-c")
+    );
+    assert_eq!(report.witness.samples_in_gap, 1800);
+    assert_eq!(report.gap_ns, 2 * report.updates[0].gap_ns());
+    assert_eq!(report.releases.incoming, "0.1.0-c");
+}

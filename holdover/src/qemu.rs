@@ -1,0 +1,203 @@
+//! Runs the kernels on QEMU: finds it, builds its command line, reads its serial line while it runs, and gathers what it
+//! leaves behind.
+//!
+//! QEMU runs as a child that cannot outlive this process, for a bounded time and with a bounded trace. Its serial line is
+//! read live; sound and trace are files in a directory of their own, read when it has ended.
+
+mod arguments;
+mod child;
+mod keep;
+mod qmp;
+
+pub use arguments::{Files, arguments};
+
+use crate::images;
+use crate::record::{Ended, Record, Serial};
+use crate::settings::Settings;
+use crate::{sound, trace};
+use anyhow::{Context, bail};
+use child::{Child, Line};
+use scenario::event::Event;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What is looked for where no program was named.
+const PROGRAM: &str = "qemu-system-x86_64";
+/// The oldest release that the kernels were tried on.
+const OLDEST: (u32, u32) = (7, 2);
+/// Largest trace, in bytes. A storm of faults writes some 40 MB a second.
+const TRACE_BYTES_MAX: u64 = 1 << 30;
+/// How often limits are looked at while nothing comes over the serial line.
+const TICK: Duration = Duration::from_millis(100);
+/// How long QEMU may take to end after its serial line has closed, or after it was told to.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A QEMU that can be run.
+#[derive(Debug, Clone)]
+pub struct Qemu {
+    /// The program.
+    pub program: PathBuf,
+    /// Version, as it names itself: `10.0.2 (Debian 1:10.0.2+ds-2)`.
+    pub version: String,
+}
+
+/// Finds QEMU: the program that was named, else the one on the search path.
+///
+/// # Errors
+/// When it cannot be run, or is too old.
+pub fn find(named: Option<&Path>) -> anyhow::Result<Qemu> {
+    let program = named.unwrap_or(Path::new(PROGRAM));
+    let output = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let Some(version) = text.lines().find_map(|l| l.strip_prefix("QEMU emulator version ")) else {
+        bail!(
+            "{} does not say which version of QEMU it is: {}{}",
+            program.display(),
+            text.trim(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    };
+    if numbers(version).is_none_or(|n| n < OLDEST) {
+        bail!("{} is QEMU {version}; {}.{} or newer is needed", program.display(), OLDEST.0, OLDEST.1);
+    }
+    Ok(Qemu { program: program.to_owned(), version: version.to_owned() })
+}
+
+fn numbers(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// Runs the update and calls `watch` with each event as it arrives.
+///
+/// # Errors
+/// When QEMU cannot be started, or a file cannot be written. Whatever goes wrong inside is in the record.
+pub fn run(qemu: &Qemu, settings: &Settings, watch: &mut dyn FnMut(&Event)) -> anyhow::Result<Record> {
+    let directory =
+        tempfile::Builder::new().prefix("holdover-").tempdir().context("no temporary directory")?;
+    let files = Files::within(directory.path());
+    std::fs::write(&files.kernel, images::KERNEL_A).context("cannot write the first kernel")?;
+    std::fs::write(&files.bundle, images::bundle(settings.updates)).context("cannot write the bundle")?;
+
+    let mut run = Run { settings, files: &files, serial: Serial::default(), keeper: None };
+    let mut child = Child::start(&qemu.program, &arguments(settings, &files))?;
+    if let Some(keep) = &settings.keep {
+        run.keeper = Some(keep::Keeper::new(keep, &files.qmp)?);
+    }
+    let ended = run.attend(&mut child, watch)?;
+    let messages = child.messages();
+    drop(child);
+    let Run { serial, keeper, .. } = run;
+
+    if let Some(keeper) = keeper {
+        keeper.collect(&serial, &messages, &files)?;
+    }
+    if let Some(wav) = settings.wav.as_ref().filter(|_| files.sound.exists()) {
+        std::fs::copy(&files.sound, wav).with_context(|| format!("cannot write {}", wav.display()))?;
+    }
+    let ended = match ended {
+        Ended::Died(words) if !messages.trim().is_empty() => {
+            Ended::Died(format!("{words}: {}", messages.trim().lines().last().unwrap_or_default()))
+        }
+        other => other,
+    };
+    Ok(Record {
+        machine: "qemu".to_owned(),
+        machine_version: qemu.version.clone(),
+        serial,
+        ended,
+        sound: sound::read(&files.sound).map_err(|e| format!("{e:#}")),
+        account: account(&files.trace),
+    })
+}
+
+fn account(file: &Path) -> Result<trace::Account, String> {
+    let open = File::open(file).map_err(|e| format!("QEMU wrote none: {e}"))?;
+    trace::read(BufReader::with_capacity(1 << 20, open)).map_err(|e| format!("it cannot be read: {e}"))
+}
+
+/// A run that goes on.
+struct Run<'a> {
+    settings: &'a Settings,
+    files: &'a Files,
+    serial: Serial,
+    keeper: Option<keep::Keeper>,
+}
+
+impl Run<'_> {
+    /// Reads lines until QEMU has ended, or must be ended.
+    fn attend(&mut self, child: &mut Child, watch: &mut dyn FnMut(&Event)) -> anyhow::Result<Ended> {
+        let start = Instant::now();
+        let allowed = Duration::from_secs(self.settings.timeout_seconds);
+        let stopped = loop {
+            match child.line(TICK) {
+                Line::Text(line) => {
+                    if let Some(event) = self.serial.line(&line) {
+                        watch(event);
+                        if let Some(keeper) = &mut self.keeper {
+                            keeper.look(event)?;
+                        }
+                    }
+                }
+                Line::Nothing => {}
+                Line::End => break None,
+            }
+            if start.elapsed() > allowed {
+                break Some(Ended::TimedOut { after: self.settings.timeout_seconds });
+            }
+            if std::fs::metadata(&self.files.trace).is_ok_and(|m| m.len() > TRACE_BYTES_MAX) {
+                break Some(Ended::TraceFull { limit: TRACE_BYTES_MAX });
+            }
+        };
+        if let Some(ended) = stopped {
+            // Asked to quit, QEMU closes its files in order. One that no longer listens is killed by `end`.
+            let asked = qmp::Qmp::connect(&self.files.qmp).and_then(|mut q| q.quit());
+            drop(asked);
+            child.end(GRACE / 5);
+            return Ok(ended);
+        }
+        Ok(match child.end(GRACE) {
+            Some(status) => arguments::ended(status),
+            None => Ended::Died("QEMU closed its serial line and did not end".to_owned()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A program that answers `--version` as given.
+    fn pretender(directory: &Path, answer: &str) -> PathBuf {
+        let file = directory.join("pretender");
+        std::fs::write(&file, format!("#!/bin/sh\necho '{answer}'\n")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_qemu_says_its_version_and_an_old_one_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let new = pretender(directory.path(), "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)");
+        assert_eq!(find(Some(&new)).unwrap().version, "10.0.2 (Debian 1:10.0.2+ds-2)");
+        let old = pretender(directory.path(), "QEMU emulator version 7.1.50");
+        assert!(find(Some(&old)).unwrap_err().to_string().contains("7.2 or newer"));
+    }
+
+    #[test]
+    fn what_is_no_qemu_or_not_there_is_refused_by_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let other = pretender(directory.path(), "bochs 2.7");
+        assert!(find(Some(&other)).unwrap_err().to_string().contains("pretender"));
+        let none = find(Some(&directory.path().join("none"))).unwrap_err();
+        assert!(none.to_string().contains("none"));
+    }
+}

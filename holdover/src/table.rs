@@ -1,0 +1,249 @@
+//! The result for people: a few short tables and the verdict, with colour where the terminal has it.
+
+use crate::judge::{count, in_words};
+use crate::report::{Audit, CutOff, Outcome, Report};
+use anstyle::{AnsiColor, Style};
+use comfy_table::{CellAlignment, Table, presets};
+use std::fmt::{self, Write};
+
+const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+const GOOD: Style = AnsiColor::Green.on_default().bold();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+
+/// The result as text with escape sequences for colour; print it through `anstream`, which removes them where they are
+/// not wanted.
+#[must_use]
+pub fn render(report: &Report) -> String {
+    let mut out = String::new();
+    let written = heading(&mut out, report)
+        .and_then(|()| requesters(&mut out, report))
+        .and_then(|()| facts(&mut out, report))
+        .and_then(|()| timeline(&mut out, report))
+        .and_then(|()| verdict(&mut out, report));
+    debug_assert!(written.is_ok(), "a string takes everything");
+    out
+}
+
+fn heading(out: &mut String, report: &Report) -> fmt::Result {
+    let asked = &report.asked;
+    write!(out, "{BOLD}Live update {}{BOLD:#} on {}", kernels(report), machine(report))?;
+    if !report.mode.is_empty() {
+        write!(out, ", {} mode", report.mode)?;
+    }
+    write!(out, ", {} bit, {}", asked.address_width, size(asked.memory_bytes))?;
+    if let Some(mutant) = &asked.mutant {
+        write!(out, ", {BAD}mistake put in: {mutant}{BAD:#}")?;
+    }
+    writeln!(out, "\n")
+}
+
+/// The kernels of the run with arrows between them.
+pub(crate) fn kernels(report: &Report) -> String {
+    let mut names = vec![or_nothing(&report.releases.outgoing)];
+    names.extend(report.updates.iter().map(|u| or_nothing(&u.incoming)));
+    names.join(" → ")
+}
+
+fn or_nothing(name: &str) -> &str {
+    if name.is_empty() { "nothing" } else { name }
+}
+
+/// The machine as people call it.
+pub(crate) fn machine(report: &Report) -> String {
+    match report.machine.as_str() {
+        "qemu" => format!("QEMU {}", report.machine_version),
+        "builtin" => format!("the built-in machine {}", report.machine_version),
+        other => format!("{other} {}", report.machine_version),
+    }
+}
+
+fn requesters(out: &mut String, report: &Report) -> fmt::Result {
+    if !report.preserved.is_empty() {
+        let mut table = table(["Preserved", "domain", "token"], &[1]);
+        for p in &report.preserved {
+            table.add_row([p.requester.clone(), p.domain_id.to_string(), p.token.clone()]);
+        }
+        writeln!(out, "{}\n", indented(&table))?;
+    }
+    if !report.cut_off.is_empty() {
+        let mut table =
+            table(["Cut off", "on a list", "blocked", "let through", "its target memory"], &[2, 3]);
+        for c in &report.cut_off {
+            let CutOff { requester, listed, attempts_blocked, memory_intact, attempts_let_through } = c;
+            table.add_row([
+                requester.clone(),
+                if *listed { "yes" } else { "no" }.to_owned(),
+                thousands(*attempts_blocked),
+                thousands(*attempts_let_through),
+                if *memory_intact { "intact" } else { "CHANGED" }.to_owned(),
+            ]);
+        }
+        writeln!(out, "{}\n", indented(&table))?;
+    }
+    Ok(())
+}
+
+fn facts(out: &mut String, report: &Report) -> fmt::Result {
+    let (w, f) = (&report.witness, &report.faults);
+    let sound = format!(
+        "{}, {} of them in the gap, {}",
+        count(w.samples, "sample"),
+        thousands(w.samples_in_gap),
+        plural(w.discontinuities, "discontinuity", "discontinuities")
+    );
+    let faults =
+        format!("{} on preserved, {} on cut off, {} unattributed", f.preserved, f.cut_off, f.unattributed);
+    let on =
+        if report.translation_enabled_throughout { "on throughout" } else { "NOT shown to be on throughout" };
+    for (name, value) in [
+        ("Sound", sound),
+        ("Faults", faults),
+        ("Translation", on.to_owned()),
+        ("Audit", format!("before the jump {}", audit(&report.audit.before_jump))),
+        ("", format!("after the jump {}", audit(&report.audit.after_jump))),
+        ("Gap", gap(report)),
+    ] {
+        writeln!(out, "  {name:<12} {value}")?;
+    }
+    writeln!(out)
+}
+
+/// `9 checks of 1,200 items, 0 violations`.
+pub(crate) fn audit(audit: &Audit) -> String {
+    let items = audit.checked.iter().map(|c| c.count).sum();
+    let checks = count(audit.checked.len() as u64, "check");
+    format!("{checks} of {}, {}", count(items, "item"), count(audit.violations.len() as u64, "violation"))
+}
+
+/// The gap, and each one where there are several.
+pub(crate) fn gap(report: &Report) -> String {
+    let each: Vec<String> = report.updates.iter().map(|u| duration(u.gap_ns())).collect();
+    match each.len() {
+        0 => "none".to_owned(),
+        1 => each[0].clone(),
+        _ => format!("{} ({})", duration(report.gap_ns), each.join(" + ")),
+    }
+}
+
+fn timeline(out: &mut String, report: &Report) -> fmt::Result {
+    if report.timeline.is_empty() {
+        return Ok(());
+    }
+    let mut table = table(["Phase", "kernel", "start", "duration"], &[2, 3]);
+    for p in &report.timeline {
+        table.add_row([p.phase.clone(), p.kernel.clone(), duration(p.start_ns), duration(p.duration_ns)]);
+    }
+    writeln!(out, "{}\n", indented(&table))
+}
+
+fn verdict(out: &mut String, report: &Report) -> fmt::Result {
+    let style = if report.clean() { GOOD } else { BAD };
+    writeln!(out, "{style}{}{style:#}", verdict_words(report))?;
+    for finding in &report.findings {
+        writeln!(out, "  {BAD}{}{BAD:#} {DIM}·{DIM:#} {}", finding.kind.name(), finding.words)?;
+    }
+    Ok(())
+}
+
+/// The verdict in one line.
+pub(crate) fn verdict_words(report: &Report) -> String {
+    let found = count(report.findings.len() as u64, "finding");
+    match report.outcome {
+        Outcome::Completed if report.findings.is_empty() => {
+            "Completed. Nothing was lost, and nothing that was cut off came through.".to_owned()
+        }
+        Outcome::Completed => format!("Completed with {found}."),
+        Outcome::Refused => format!("Refused, {found}."),
+        Outcome::Failed => format!("Failed, {found}."),
+    }
+}
+
+fn table<const N: usize>(header: [&str; N], right: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header.map(str::to_owned));
+    for &index in right {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn indented(table: &Table) -> String {
+    let lines: Vec<String> = table.lines().map(|l| format!(" {}", l.trim_end())).collect();
+    lines.join("\n")
+}
+
+/// A number with commas.
+#[must_use]
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn plural(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", thousands(number), if number == 1 { one } else { many })
+}
+
+/// Nanoseconds in the unit that suits them.
+#[must_use]
+pub fn duration(ns: u64) -> String {
+    let value = ns as f64;
+    match ns {
+        0..1_000 => format!("{ns} ns"),
+        1_000..1_000_000 => format!("{:.1} µs", value / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} ms", value / 1e6),
+        _ => format!("{:.2} s", value / 1e9),
+    }
+}
+
+/// Bytes in the unit that suits them.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        if bytes >> shift > 0 && bytes.trailing_zeros() >= shift {
+            return format!("{} {unit}", bytes >> shift);
+        }
+    }
+    format!("{} bytes", thousands(bytes))
+}
+
+/// A violation in one line, for tables.
+#[must_use]
+pub fn violation(violation: &scenario::event::Violation) -> String {
+    in_words(violation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples;
+
+    #[test]
+    fn numbers_durations_and_sizes_are_written_for_people() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(
+            [7, 1_500, 18_800_000, 2_000_000_000].map(duration),
+            ["7 ns", "1.5 µs", "18.8 ms", "2.00 s"]
+        );
+        assert_eq!([512 << 20, 6 << 30, 4096, 5].map(size), ["512 MiB", "6 GiB", "4 KiB", "5 bytes"]);
+    }
+
+    #[test]
+    fn a_clean_run_reads_like_this() {
+        insta::assert_snapshot!(anstream::adapter::strip_str(&render(&samples::clean())).to_string());
+    }
+
+    #[test]
+    fn a_run_with_findings_reads_like_this() {
+        insta::assert_snapshot!(anstream::adapter::strip_str(&render(&samples::dirty())).to_string());
+    }
+}

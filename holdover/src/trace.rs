@@ -1,0 +1,436 @@
+//! The machine's own account of what its remapping hardware did, apart from anything that a kernel says.
+//!
+//! QEMU writes a line for every translation, every fault and every register write (`vtd_*` trace events); [`entry`] reads one,
+//! [`read`] a whole file. The built-in machine hands over the same entries. Kernels leave marks among them
+//! ([`scenario::platform::Mark`], written to the fault event data register), and [`Account`] divides the trace at the marks
+//! into segments and counts per requester within each: its size depends on marks and requesters, never on the length of
+//! the trace.
+
+use crate::report;
+use scenario::platform::Mark;
+use spec::SourceId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, BufRead, Read};
+
+/// Trace events that [`entry`] understands; everything else is not asked for.
+pub const EVENTS: [&str; 5] =
+    ["vtd_dmar_translate", "vtd_dmar_fault", "vtd_dmar_enable", "vtd_reg_dmar_root", "vtd_reg_write"];
+
+/// Register that the kernels write marks to: fault event data (VT-d 11.4.7.2).
+const MARK_REGISTER: u64 = 0x3c;
+/// Most marks that are told apart.
+const SEGMENTS_MAX: usize = 256;
+/// Longest line that is read in one piece.
+const LINE_BYTES_MAX: u64 = 4096;
+
+/// One thing that the hardware did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// A request was translated.
+    Translated {
+        /// Who asked.
+        source: SourceId,
+        /// The address asked for.
+        iova: u64,
+        /// Where it went.
+        to: u64,
+    },
+    /// A request was blocked.
+    Blocked {
+        /// Who asked.
+        source: SourceId,
+        /// The address asked for.
+        iova: u64,
+        /// A write; otherwise a read.
+        write: bool,
+        /// Fault reason (VT-d 7.2.3).
+        reason: u8,
+    },
+    /// A request reached memory as it was. Only the built-in machine sees these; in QEMU's trace they are missing lines.
+    Untranslated {
+        /// Who asked.
+        source: SourceId,
+        /// The address, which was taken for a physical one.
+        address: u64,
+    },
+    /// Software broke a rule of the programming interface. Only the built-in machine notices.
+    Misuse(&'static str),
+    /// Translation was switched on or off.
+    Enable(bool),
+    /// The root pointer was set.
+    Root(u64),
+    /// A kernel left a mark.
+    Mark(Mark),
+}
+
+/// What one requester did in one segment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests that were translated.
+    pub translated: u64,
+    /// Requests that were blocked.
+    pub blocked: u64,
+    /// Requests that reached memory as they were.
+    pub untranslated: u64,
+    /// The first translated address and where it went.
+    pub first_translated: Option<(u64, u64)>,
+    /// The first blocked address and the reason.
+    pub first_blocked: Option<(u64, u8)>,
+}
+
+impl Traffic {
+    fn add(&mut self, other: &Traffic) {
+        self.translated += other.translated;
+        self.blocked += other.blocked;
+        self.untranslated += other.untranslated;
+        self.first_translated = self.first_translated.or(other.first_translated);
+        self.first_blocked = self.first_blocked.or(other.first_blocked);
+    }
+}
+
+/// The trace between two marks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// The mark that it begins with; none for the part before the first mark.
+    pub mark: Option<Mark>,
+    /// Whether translation was on when it began.
+    pub enabled_at_start: bool,
+    /// How often translation was switched off within it.
+    pub switched_off: u64,
+    /// How often the root pointer was set within it.
+    pub roots_set: u64,
+    /// Who did what.
+    pub sources: BTreeMap<SourceId, Traffic>,
+}
+
+/// A whole trace, counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    segments: Vec<Segment>,
+    enabled: bool,
+    overfull: bool,
+    misuse: BTreeSet<&'static str>,
+}
+
+impl Default for Account {
+    fn default() -> Self {
+        Self { segments: vec![Segment::default()], enabled: false, overfull: false, misuse: BTreeSet::new() }
+    }
+}
+
+impl Account {
+    /// Takes the next entry in.
+    pub fn note(&mut self, entry: Entry) {
+        match entry {
+            Entry::Mark(mark) => return self.open(mark),
+            Entry::Enable(on) => self.enabled = on,
+            Entry::Misuse(rule) => drop(self.misuse.insert(rule)),
+            _ => {}
+        }
+        let Some(segment) = self.segments.last_mut() else { return };
+        match entry {
+            Entry::Translated { source, iova, to } => {
+                let traffic = segment.sources.entry(source).or_default();
+                traffic.translated += 1;
+                traffic.first_translated.get_or_insert((iova, to));
+            }
+            Entry::Blocked { source, iova, reason, .. } => {
+                let traffic = segment.sources.entry(source).or_default();
+                traffic.blocked += 1;
+                traffic.first_blocked.get_or_insert((iova, reason));
+            }
+            Entry::Untranslated { source, .. } => {
+                segment.sources.entry(source).or_default().untranslated += 1
+            }
+            Entry::Enable(false) => segment.switched_off += 1,
+            Entry::Root(_) => segment.roots_set += 1,
+            Entry::Enable(true) | Entry::Misuse(_) | Entry::Mark(_) => {}
+        }
+    }
+
+    fn open(&mut self, mark: Mark) {
+        if self.segments.len() == SEGMENTS_MAX {
+            self.overfull = true;
+            return;
+        }
+        let segment = Segment { mark: Some(mark), enabled_at_start: self.enabled, ..Segment::default() };
+        self.segments.push(segment);
+    }
+
+    /// The segments in order. The first one has no mark.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+    /// Whether there were more marks than are told apart.
+    #[must_use]
+    pub fn overfull(&self) -> bool {
+        self.overfull
+    }
+
+    /// Rules of the programming interface that software broke, each once.
+    pub fn misuse(&self) -> impl Iterator<Item = &'static str> {
+        self.misuse.iter().copied()
+    }
+
+    /// How often this mark was left.
+    #[must_use]
+    pub fn marks(&self, mark: Mark) -> usize {
+        self.segments.iter().filter(|s| s.mark == Some(mark)).count()
+    }
+
+    /// The segments in which devices run: from the first [`Mark::Running`] to the last [`Mark::Over`], or to the end where
+    /// there is none.
+    #[must_use]
+    pub fn running(&self) -> &[Segment] {
+        let first = self.segments.iter().position(|s| s.mark == Some(Mark::Running));
+        let over = self.segments.iter().rposition(|s| s.mark == Some(Mark::Over));
+        match first {
+            Some(first) => &self.segments[first..over.unwrap_or(self.segments.len()).max(first)],
+            None => &[],
+        }
+    }
+
+    /// The segments in which what was cut off must stay cut off: from each [`Mark::CutOffDone`] up to the next
+    /// [`Mark::Rearm`], with which a kernel says that it sets requesters up anew, or to [`Mark::Over`].
+    pub fn cut_off(&self) -> impl Iterator<Item = &Segment> {
+        self.segments
+            .iter()
+            .scan(false, |inside, segment| {
+                match segment.mark {
+                    Some(Mark::CutOffDone) => *inside = true,
+                    Some(Mark::Rearm | Mark::Over) => *inside = false,
+                    _ => {}
+                }
+                Some((*inside, segment))
+            })
+            .filter_map(|(inside, segment)| inside.then_some(segment))
+    }
+
+    /// What a requester did in the time when it had to be cut off.
+    #[must_use]
+    pub fn of_cut_off(&self, source: SourceId) -> Traffic {
+        sum(self.cut_off(), source)
+    }
+
+    /// What a requester did while devices were running.
+    #[must_use]
+    pub fn of_running(&self, source: SourceId) -> Traffic {
+        sum(self.running().iter(), source)
+    }
+
+    /// Everybody who did anything while devices were running.
+    #[must_use]
+    pub fn traffic(&self) -> Vec<report::Traffic> {
+        let mut all: BTreeMap<SourceId, Traffic> = BTreeMap::new();
+        for (source, traffic) in self.running().iter().flat_map(|s| &s.sources) {
+            all.entry(*source).or_default().add(traffic);
+        }
+        all.into_iter()
+            .map(|(source, t)| report::Traffic {
+                requester: format!("0000:{source}"),
+                translated: t.translated,
+                blocked: t.blocked,
+            })
+            .collect()
+    }
+}
+
+fn sum<'a>(segments: impl Iterator<Item = &'a Segment>, source: SourceId) -> Traffic {
+    let mut total = Traffic::default();
+    for traffic in segments.filter_map(|s| s.sources.get(&source)) {
+        total.add(traffic);
+    }
+    total
+}
+
+/// Reads a trace to its end.
+///
+/// # Errors
+/// When the trace cannot be read.
+pub fn read(mut from: impl BufRead) -> io::Result<Account> {
+    let mut account = Account::default();
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if from.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
+            return Ok(account);
+        }
+        if let Some(entry) = std::str::from_utf8(&line).ok().and_then(entry) {
+            account.note(entry);
+        }
+    }
+}
+
+/// One line of QEMU's trace, with or without a time before it. None for lines of no concern.
+#[must_use]
+pub fn entry(line: &str) -> Option<Entry> {
+    let line = &line[line.find("vtd_")?..];
+    let mut words = line.split_ascii_whitespace();
+    let event = words.next()?;
+    let mut fields = Fields(words);
+    match event {
+        "vtd_dmar_translate" => {
+            let source = source(fields.after("dev")?)?;
+            Some(Entry::Translated { source, iova: fields.number("iova")?, to: fields.number("gpa")? })
+        }
+        "vtd_dmar_fault" => {
+            let source = SourceId::from_raw(u16::try_from(fields.number("sid")?).ok()?);
+            let reason = u8::try_from(fields.number("fault")?).ok()?;
+            let iova = fields.number("addr")?;
+            Some(Entry::Blocked { source, iova, write: fields.number("write")? != 0, reason })
+        }
+        "vtd_dmar_enable" => Some(Entry::Enable(fields.number("enable")? != 0)),
+        "vtd_reg_dmar_root" => Some(Entry::Root(fields.number("addr")?)),
+        "vtd_reg_write" if fields.number("addr")? == MARK_REGISTER => {
+            fields.number("size")?;
+            mark(fields.number("value")?).map(Entry::Mark)
+        }
+        _ => None,
+    }
+}
+
+/// The mark with this value.
+#[must_use]
+pub fn mark(value: u64) -> Option<Mark> {
+    use Mark::{Adopted, Arrived, CutOffBegin, CutOffDone, Finished, Jump, Over, Rearm, Running};
+    [Running, CutOffBegin, CutOffDone, Jump, Arrived, Adopted, Finished, Over, Rearm]
+        .into_iter()
+        .find(|m| u64::from(*m as u16) == value)
+}
+
+/// The words of a line, of which every second names the next.
+struct Fields<'a, I: Iterator<Item = &'a str>>(I);
+
+impl<'a, I: Iterator<Item = &'a str>> Fields<'a, I> {
+    fn after(&mut self, name: &str) -> Option<&'a str> {
+        self.0.by_ref().find(|w| *w == name)?;
+        self.0.next()
+    }
+    fn number(&mut self, name: &str) -> Option<u64> {
+        let word = self.after(name)?;
+        match word.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16).ok(),
+            None => word.parse().ok(),
+        }
+    }
+}
+
+/// A source-id as QEMU writes it, `00:03.00`: all three parts in hexadecimal.
+fn source(text: &str) -> Option<SourceId> {
+    let (bus, rest) = text.split_once(':')?;
+    let (device, function) = rest.split_once('.')?;
+    let part = |digits: &str| u8::from_str_radix(digits, 16).ok();
+    let (device, function) = (part(device)?, part(function)?);
+    (device < 32 && function < 8).then_some(SourceId::new(part(bus)?, device, function))
+}
+
+/// The source-id of a requester as people write it, `0000:00:02.0`. None for other segments and other words.
+#[must_use]
+pub fn source_of(requester: &str) -> Option<SourceId> {
+    source(requester.strip_prefix("0000:")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: &str = "\
+vtd_reg_dmar_root addr 0x3000000 scalable 0
+vtd_dmar_enable enable 1
+vtd_dmar_translate dev 00:04.00 iova 0x10000 -> gpa 0x4000000 mask 0xfff
+vtd_reg_write addr 0x3c size 0x4 value 0x1001
+vtd_dmar_translate dev 00:02.00 iova 0x20000 -> gpa 0x5000000 mask 0xfff
+vtd_dmar_translate dev 01:00.00 iova 0x30000 -> gpa 0x6000000 mask 0xfff
+vtd_reg_write addr 0x3c size 0x4 value 0x1003
+vtd_dmar_fault sid 0x20 fault 2 addr 0x10000 write 1
+vtd_reg_write addr 0x3c size 0x4 value 0x1004
+vtd_dmar_fault sid 0x20 fault 2 addr 0x11000 write 1
+1234@1699.000001:vtd_dmar_translate dev 00:02.00 iova 0x21000 -> gpa 0x5001000 mask 0xfff
+vtd_reg_write addr 0x3c size 0x4 value 0x1008
+vtd_dmar_enable enable 0
+vtd_dmar_fault sid 0x10 fault 6 addr 0x20000 write 0
+";
+
+    #[test]
+    fn each_kind_of_line_is_read_with_decimal_and_hexadecimal_numbers() {
+        let fault = entry("vtd_dmar_fault sid 0x8 fault 113 addr 0x20000 write 0\n").unwrap();
+        let source = SourceId::new(0, 1, 0);
+        assert_eq!(fault, Entry::Blocked { source, iova: 0x2_0000, write: false, reason: 113 });
+        let line = "vtd_dmar_translate dev 01:1f.07 iova 0x1 -> gpa 0x2 mask 0xfff";
+        let source = SourceId::new(1, 31, 7);
+        assert_eq!(entry(line), Some(Entry::Translated { source, iova: 1, to: 2 }));
+        assert_eq!(entry("vtd_dmar_enable enable 0"), Some(Entry::Enable(false)));
+        assert_eq!(entry("vtd_reg_dmar_root addr 0x3000000 scalable 0"), Some(Entry::Root(0x300_0000)));
+        let line = "vtd_reg_write addr 0x3c size 0x4 value 0x1003";
+        assert_eq!(entry(line), Some(Entry::Mark(Mark::CutOffDone)));
+    }
+
+    #[test]
+    fn writes_to_other_registers_foreign_lines_and_torn_lines_are_left_out() {
+        for line in [
+            "",
+            "vtd_",
+            "vtd_reg_write addr 0x38 size 0x4 value 0x1003",
+            "vtd_reg_write addr 0x3c size 0x4 value 0x7",
+            "vtd_dmar_translate dev 00:02.00 iova 0x2",
+            "vtd_dmar_translate dev 00:20.00 iova 0x2 -> gpa 0x1 mask 0xfff",
+            "vtd_dmar_fault sid 0x12345 fault 2 addr 0x1 write 0",
+            "e1000e_rx vtd",
+        ] {
+            assert_eq!(entry(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn traffic_is_counted_where_the_marks_say_it_matters() {
+        let account = read(RUN.as_bytes()).unwrap();
+        let hda = account.of_running(SourceId::new(0, 2, 0));
+        assert_eq!((hda.translated, hda.blocked), (2, 0), "the fault after the end is of no concern");
+        let edu = account.of_cut_off(SourceId::new(0, 4, 0));
+        assert_eq!((edu.translated, edu.blocked), (0, 2));
+        assert_eq!(edu.first_blocked, Some((0x1_0000, 2)));
+        let bridge = account.of_cut_off(SourceId::new(1, 0, 0));
+        assert_eq!(bridge, Traffic::default(), "what happened before the cut-off is of no concern");
+    }
+
+    #[test]
+    fn translation_going_off_is_seen_only_while_devices_run() {
+        let account = read(RUN.as_bytes()).unwrap();
+        assert!(account.running().iter().all(|s| s.enabled_at_start && s.switched_off == 0));
+        let off = RUN
+            .replace("value 0x1004\n", "value 0x1004\nvtd_dmar_enable enable 0\nvtd_dmar_enable enable 1\n");
+        let account = read(off.as_bytes()).unwrap();
+        let at: Vec<_> = account.running().iter().filter(|s| s.switched_off > 0).map(|s| s.mark).collect();
+        assert_eq!(at, [Some(Mark::Jump)]);
+    }
+
+    #[test]
+    fn a_kernel_that_sets_requesters_up_anew_ends_the_time_of_the_cut_off() {
+        let again = RUN.replace(
+            "vtd_reg_write addr 0x3c size 0x4 value 0x1008\n",
+            "vtd_reg_write addr 0x3c size 0x4 value 0x1009\n\
+             vtd_dmar_translate dev 00:04.00 iova 0x1 -> gpa 0x2 mask 0xfff\n",
+        );
+        let account = read(again.as_bytes()).unwrap();
+        assert_eq!(account.of_cut_off(SourceId::new(0, 4, 0)).translated, 0);
+        assert_eq!(account.of_running(SourceId::new(0, 4, 0)).translated, 1);
+    }
+
+    #[test]
+    fn marks_without_end_are_counted_up_to_a_limit() {
+        let mut account = Account::default();
+        for _ in 0..10_000 {
+            account.note(Entry::Mark(Mark::Running));
+        }
+        assert!(account.overfull());
+        assert_eq!(account.segments().len(), SEGMENTS_MAX);
+    }
+
+    #[test]
+    fn requesters_are_read_as_people_write_them() {
+        assert_eq!(source_of("0000:01:00.0"), Some(SourceId::new(1, 0, 0)));
+        assert_eq!(source_of("0001:01:00.0"), None);
+        assert_eq!(source_of("01:00.0"), None);
+    }
+}

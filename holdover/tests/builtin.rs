@@ -1,0 +1,88 @@
+//! The whole update on the built-in machine, as a user runs it.
+
+mod common;
+
+use common::{Ran, command, update};
+use holdover::report::Kind;
+use std::time::{Duration, Instant};
+
+fn run(arguments: &[&str]) -> Ran {
+    update([&["--machine", "builtin"], arguments].concat())
+}
+
+#[test]
+fn an_update_completes_on_every_machine_that_can_be_asked_for() {
+    for width in ["39", "48"] {
+        for memory in ["512M", "6G"] {
+            let ran = run(&["--address-width", width, "--memory", memory]);
+            ran.assert_clean();
+            assert_eq!(ran.report.machine, "builtin");
+        }
+    }
+}
+
+#[test]
+fn an_update_takes_less_than_two_seconds() {
+    let start = Instant::now();
+    run(&[]).assert_clean();
+    // The bound is for a release build; this one is slower, and shares its processor with other tests.
+    let allowed = Duration::from_secs(if cfg!(debug_assertions) { 10 } else { 2 });
+    assert!(start.elapsed() < allowed, "{:?}", start.elapsed());
+}
+
+#[test]
+fn an_update_completes_whatever_the_seed() {
+    for seed in 2..10 {
+        run(&["--seed", &seed.to_string()]).assert_clean();
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_result_and_another_seed_another() {
+    let [first, second] = [(); 2].map(|()| run(&["--seed", "7"]));
+    assert_eq!(first.text, second.text);
+    assert_ne!(run(&["--seed", "8"]).report.timeline, first.report.timeline);
+}
+
+#[test]
+fn two_updates_in_a_row_complete() {
+    let ran = run(&["--updates", "2"]);
+    ran.assert_clean();
+    assert_eq!(ran.report.updates.len(), 2);
+}
+
+#[test]
+fn every_mistake_is_found_and_told_apart() {
+    let off = run(&["--mutant", "translation-off"]);
+    off.assert_found(
+        &[Kind::TranslationOff, Kind::SoundBroken],
+        &[Kind::CaptureLost, Kind::TransferLost, Kind::NoAttempt, Kind::FaultUnreported],
+    );
+    let left_out = run(&["--mutant", "no-cut-off"]);
+    left_out.assert_found(
+        &[Kind::NotCutOff],
+        &[Kind::MemoryChanged, Kind::AuditViolation, Kind::CutOffUnconfirmed],
+    );
+    run(&["--mutant", "poisoned-page"]).assert_found(&[Kind::SoundBroken, Kind::ContentChanged], &[]);
+    run(&["--mutant", "missing-invalidation"])
+        .assert_found(&[Kind::StaleTranslation], &[Kind::MemoryChanged, Kind::Misuse]);
+}
+
+#[test]
+fn a_run_leaves_its_report_and_recording() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    let (page, wav) = (file("report.html"), file("witness.wav"));
+    run(&["--report", page.to_str().unwrap(), "--wav", wav.to_str().unwrap()]).assert_clean();
+    assert!(std::fs::read_to_string(page).unwrap().contains("verdict good"));
+    assert!(std::fs::metadata(wav).unwrap().len() > 10_000);
+}
+
+#[test]
+fn without_a_qemu_the_built_in_machine_takes_its_place_and_says_so() {
+    let empty = tempfile::tempdir().unwrap();
+    let output = command().arg("--json").env("PATH", empty.path()).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("running on the built-in machine"), "{errors}");
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+}

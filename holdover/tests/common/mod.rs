@@ -1,0 +1,74 @@
+//! Runs the command as a user would, and reads its result.
+
+use holdover::report::{Kind, Outcome, Report};
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::process::{Command, Output};
+
+/// What a run of the command gave.
+pub(crate) struct Ran {
+    /// Exit status.
+    pub(crate) status: i32,
+    /// Standard output, as it is.
+    pub(crate) text: String,
+    /// Standard error.
+    pub(crate) errors: String,
+    /// The result.
+    pub(crate) report: Report,
+}
+
+/// The command, ready for arguments.
+pub(crate) fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdover"));
+    command.arg("update");
+    command
+}
+
+/// Runs `holdover update --json` with these arguments.
+pub(crate) fn update<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Ran {
+    let output = command().arg("--json").args(arguments).output().expect("the command runs");
+    let Output { status, stdout, stderr } = output;
+    let (text, errors) = (String::from_utf8(stdout).unwrap(), String::from_utf8_lossy(&stderr).into_owned());
+    let report = serde_json::from_str(&text).unwrap_or_else(|e| panic!("no result ({e}):\n{text}\n{errors}"));
+    Ran { status: status.code().unwrap_or(-1), text, errors, report }
+}
+
+impl Ran {
+    /// The run was clean: what the issue asks of the demo.
+    pub(crate) fn assert_clean(&self) {
+        let Report { outcome, witness, faults, cut_off, audit, updates, .. } = &self.report;
+        assert_eq!(self.report.findings, [], "{}", self.errors);
+        assert_eq!((self.status, *outcome), (0, Outcome::Completed));
+        assert_eq!(witness.discontinuities, 0);
+        assert!(updates.iter().all(|u| u.samples_in_gap() > 0), "{updates:?}");
+        assert_eq!((faults.preserved, faults.unattributed), (0, 0));
+        let requesters: Vec<_> = cut_off.iter().map(|c| (c.requester.as_str(), c.listed)).collect();
+        assert_eq!(requesters, [("0000:00:04.0", true), ("0000:01:00.0", false)]);
+        for c in cut_off {
+            assert!(c.attempts_blocked >= 1 && c.attempts_let_through == 0 && c.memory_intact, "{c:?}");
+            let told =
+                self.report.evidence.faults.iter().any(|f| f.requester == c.requester && f.who == "cut_off");
+            assert!(told, "no kernel reported the fault of {}", c.requester);
+        }
+        let preserved: Vec<_> = self.report.preserved.iter().map(|p| p.requester.as_str()).collect();
+        assert_eq!(preserved, ["0000:00:02.0", "0000:00:03.0"]);
+        assert!(self.report.translation_enabled_throughout);
+        for audit in [&audit.before_jump, &audit.after_jump] {
+            assert!(!audit.checked.is_empty() && audit.violations.is_empty(), "{audit:?}");
+        }
+        assert!(self.report.gap_ns > 0);
+    }
+
+    /// The run found something: all of `required`, and nothing but that and `allowed`.
+    pub(crate) fn assert_found(&self, required: &[Kind], allowed: &[Kind]) {
+        assert_eq!(self.status, 1, "{}", self.errors);
+        let kinds: BTreeSet<Kind> = self.report.findings.iter().map(|f| f.kind).collect();
+        for kind in required {
+            assert!(kinds.contains(kind), "{kind:?} is missing: {:#?}", self.report.findings);
+        }
+        for kind in &kinds {
+            let expected = required.contains(kind) || allowed.contains(kind);
+            assert!(expected, "{kind:?} is no part of this mistake: {:#?}", self.report.findings);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The whole update on QEMU, as a user runs it. `HOLDOVER_QEMU` names the QEMU; without it every test fails.
+
+mod common;
+
+use common::{Ran, command, update};
+use holdover::report::{Kind, Outcome};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// One machine at a time: a QEMU that does not get its share of the processor plays late.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+fn machine() -> MutexGuard<'static, ()> {
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn qemu() -> PathBuf {
+    let name = std::env::var_os("HOLDOVER_QEMU");
+    name.expect("HOLDOVER_QEMU names the QEMU to test on, e.g. `cargo xtask qemu`'s answer").into()
+}
+
+fn run(arguments: &[&str]) -> Ran {
+    let _one = machine();
+    run_locked(arguments)
+}
+
+fn run_locked(arguments: &[&str]) -> Ran {
+    let qemu = qemu();
+    let mut all = vec!["--machine", "qemu", "--qemu", qemu.to_str().unwrap()];
+    all.extend_from_slice(arguments);
+    update(all)
+}
+
+fn completes(arguments: &[&str]) {
+    let ran = run(arguments);
+    ran.assert_clean();
+    assert_eq!(ran.report.machine, "qemu");
+    assert_eq!(ran.report.mode, "legacy");
+    let samples = ran.report.witness.samples;
+    assert!(samples >= 150_000, "only {samples} samples were heard");
+}
+
+#[test]
+fn an_update_completes_with_48_bits_and_512_mib() {
+    completes(&["--address-width", "48", "--memory", "512M"]);
+}
+
+#[test]
+fn an_update_completes_with_39_bits_and_512_mib() {
+    completes(&["--address-width", "39", "--memory", "512M"]);
+}
+
+#[test]
+fn an_update_completes_with_48_bits_and_6_gib() {
+    completes(&["--address-width", "48", "--memory", "6G"]);
+}
+
+#[test]
+fn an_update_completes_with_39_bits_and_6_gib() {
+    completes(&["--address-width", "39", "--memory", "6G"]);
+}
+
+#[test]
+fn an_update_completes_without_poison() {
+    completes(&["--no-poison"]);
+}
+
+#[test]
+fn two_updates_in_a_row_complete() {
+    let ran = run(&["--updates", "2"]);
+    ran.assert_clean();
+    let kernels: Vec<_> = ran.report.updates.iter().map(|u| (&u.outgoing[..], &u.incoming[..])).collect();
+    let last = |name: &str| name.rsplit('-').next().unwrap_or_default().to_owned();
+    let letters: Vec<_> = kernels.iter().map(|(from, to)| (last(from), last(to))).collect();
+    assert_eq!(letters, [("a".into(), "b".into()), ("b".into(), "c".into())]);
+}
+
+#[test]
+fn translation_that_is_off_for_30_ms_in_the_gap_is_reported() {
+    let ran = run(&["--mutant", "translation-off"]);
+    // Devices read and write at untranslated addresses meanwhile, so whatever they do then is lost.
+    ran.assert_found(
+        &[Kind::TranslationOff, Kind::SoundBroken],
+        &[Kind::CaptureLost, Kind::TransferLost, Kind::NoAttempt, Kind::FaultUnreported],
+    );
+    assert!(!ran.report.translation_enabled_throughout);
+}
+
+#[test]
+fn a_cut_off_that_is_left_out_is_reported() {
+    let ran = run(&["--mutant", "no-cut-off"]);
+    ran.assert_found(
+        &[Kind::NotCutOff],
+        &[Kind::MemoryChanged, Kind::AuditViolation, Kind::CutOffUnconfirmed],
+    );
+    assert!(ran.report.cut_off.iter().any(|c| c.attempts_let_through > 0));
+}
+
+#[test]
+fn a_preserved_page_that_is_poisoned_is_reported() {
+    let ran = run(&["--mutant", "poisoned-page"]);
+    ran.assert_found(&[Kind::SoundBroken, Kind::ContentChanged], &[]);
+    assert!(ran.report.translation_enabled_throughout);
+}
+
+#[test]
+fn an_invalidation_that_is_left_out_is_reported() {
+    let ran = run(&["--mutant", "missing-invalidation"]);
+    ran.assert_found(&[Kind::StaleTranslation], &[Kind::MemoryChanged]);
+    assert_eq!(ran.report.witness.discontinuities, 0);
+}
+
+#[test]
+fn two_runs_that_count_instructions_are_the_same_bit_for_bit() {
+    let directory = tempfile::tempdir().unwrap();
+    let [first, second] = ["1.wav", "2.wav"].map(|name| {
+        let wav = directory.path().join(name);
+        let ran = run(&["--icount", "--wav", wav.to_str().unwrap()]);
+        ran.assert_clean();
+        (ran.text, std::fs::read(wav).unwrap())
+    });
+    assert_eq!(first.0, second.0, "the results differ");
+    assert!(first.1 == second.1, "the recordings differ");
+}
+
+#[test]
+fn a_run_leaves_its_report_recording_logs_and_images() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    let (page, wav, keep) = (file("report.html"), file("witness.wav"), file("kept"));
+    let ran = run(&[
+        "--report",
+        page.to_str().unwrap(),
+        "--wav",
+        wav.to_str().unwrap(),
+        "--keep",
+        keep.to_str().unwrap(),
+    ]);
+    ran.assert_clean();
+    assert!(std::fs::read_to_string(page).unwrap().contains("verdict good"));
+    assert!(std::fs::metadata(wav).unwrap().len() > 4 * 150_000);
+    let long = |name: &str| std::fs::metadata(keep.join(name)).map_or(0, |m| m.len());
+    for name in ["serial.log", "events.jsonl", "trace.log", "witness.wav", "handover-1.bin", "fdt-1.bin"] {
+        assert!(long(name) > 0, "{name} is missing or empty");
+    }
+    assert!(long("memory-1.elf") > 512 << 20);
+    assert_eq!(long("registers-1-fed90000.bin"), 0x230);
+}
+
+#[test]
+fn a_run_that_takes_longer_than_allowed_is_stopped_and_says_so() {
+    let ran = run(&["--timeout", "1"]);
+    assert_eq!((ran.status, ran.report.outcome), (1, Outcome::Failed));
+    assert!(
+        ran.report.findings.iter().any(|f| f.words.contains("stopped after 1 second")),
+        "{:?}",
+        ran.report.findings
+    );
+    assert!(ran.errors.contains("wrote last"), "{}", ran.errors);
+}
+
+#[test]
+fn a_qemu_that_does_not_start_is_a_failed_run_with_its_own_words() {
+    let ran = run(&["--qemu-arg", "-no-such-option"]);
+    assert_eq!((ran.status, ran.report.outcome), (1, Outcome::Failed));
+    assert!(
+        ran.report.findings.iter().any(|f| f.words.contains("no-such-option")),
+        "{:?}",
+        ran.report.findings
+    );
+}
+
+#[test]
+fn no_qemu_outlives_the_command() {
+    let _one = machine();
+    let mut parent = command()
+        .args(["--machine", "qemu", "--qemu"])
+        .arg(qemu())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let child = wait_for(|| child_of(parent.id()));
+    // Let the wrapper, if it is one, become QEMU.
+    std::thread::sleep(Duration::from_millis(300));
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    wait_for(|| (!Path::new(&format!("/proc/{child}")).exists() || is_zombie(child)).then_some(()));
+}
+
+fn wait_for<T>(mut what: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = what() {
+            return found;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "nothing for ten seconds");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn child_of(parent: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
+fn is_zombie(process: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|s| s.contains(") Z "))
+}

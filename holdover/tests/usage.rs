@@ -1,0 +1,41 @@
+//! What the command says to those who ask it for something that it cannot do.
+
+use std::process::Command;
+
+fn refusal(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_holdover")).arg("update").args(arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    assert!(output.stdout.is_empty(), "{arguments:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn values_that_make_no_sense_are_refused_by_their_option() {
+    for (arguments, word) in [
+        (["--address-width", "57"], "--address-width"),
+        (["--memory", "12"], "256M"),
+        (["--memory", "lots"], "--memory"),
+        (["--updates", "3"], "--updates"),
+        (["--mutant", "none"], "no-cut-off"),
+        (["--machine", "bochs"], "builtin"),
+        (["--timeout", "0"], "--timeout"),
+        (["--seed", "-"], "--seed"),
+    ] {
+        let errors = refusal(&arguments);
+        assert!(errors.contains(word), "{arguments:?}: {errors}");
+    }
+}
+
+#[test]
+fn a_qemu_that_was_named_and_cannot_run_is_no_reason_for_another_machine() {
+    for machine in ["auto", "qemu"] {
+        let errors = refusal(&["--machine", machine, "--qemu", "/nowhere/qemu"]);
+        assert!(errors.contains("/nowhere/qemu"), "{errors}");
+    }
+}
+
+#[test]
+fn options_that_contradict_each_other_are_refused() {
+    assert!(refusal(&["--machine", "builtin", "--qemu", "x"]).contains("--qemu"));
+    assert!(refusal(&["--machine", "builtin", "--icount"]).contains("--icount"));
+}
