@@ -229,7 +229,9 @@ impl Memory {
         if self.tracks() {
             if whole >= STREAMING {
                 let lines: Vec<u64> = self.hidden.range(start..end).map(|(&line, _)| line).collect();
-                lines.iter().for_each(|line| drop(self.hidden.remove(line)));
+                for line in lines {
+                    self.hidden.remove(&line);
+                }
             } else {
                 (start..end).step_by(LINE as usize).for_each(|line| self.hide(line, now, dice));
             }
