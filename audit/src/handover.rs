@@ -116,7 +116,6 @@ impl Counts {
 }
 
 /// A handover in a memory image.
-#[derive(Debug)]
 pub struct Handover<'i, I: ?Sized> {
     image: &'i I,
     fdt: PhysAddr,
@@ -125,6 +124,18 @@ pub struct Handover<'i, I: ?Sized> {
     header: Header,
 }
 
+// Without a demand on the image, which a derived implementation would make.
+impl<I: ?Sized> core::fmt::Debug for Handover<'_, I> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { image: _, fdt, map, start, header } = self;
+        f.debug_struct("Handover")
+            .field("fdt", fdt)
+            .field("map", map)
+            .field("start", start)
+            .field("header", header)
+            .finish()
+    }
+}
 impl<I: ?Sized> Clone for Handover<'_, I> {
     fn clone(&self) -> Self {
         *self
@@ -247,7 +258,6 @@ impl<'i, I: Image + ?Sized> Handover<'i, I> {
 }
 
 /// Iterator over the records of a handover.
-#[derive(Debug)]
 pub struct Records<'i, I: ?Sized> {
     image: &'i I,
     at: PhysAddr,

@@ -34,7 +34,6 @@ const fn first_key(order: u32) -> u64 {
 }
 
 /// The map of preserved memory of an image.
-#[derive(Debug)]
 pub struct PreservedMap<'i, I: ?Sized> {
     walker: Walker<'i, I>,
     /// Bit n: blocks of order n are in the map.
@@ -158,7 +157,6 @@ impl<'i, I: Image + ?Sized> PreservedMap<'i, I> {
 }
 
 /// Iterator over the preserved runs.
-#[derive(Debug)]
 pub struct Extents<'i, I: ?Sized> {
     walker: Walker<'i, I>,
     key: u64,
@@ -198,7 +196,6 @@ impl<I: Image + ?Sized> Extents<'_, I> {
 }
 
 /// Finds keys in the tree, remembering the last bitmap.
-#[derive(Debug)]
 struct Walker<'i, I: ?Sized> {
     image: &'i I,
     root: PhysAddr,
