@@ -21,6 +21,10 @@ pub fn run(machine: &Hardware) -> Exit {
         return chain(machine);
     }
     let boot = machine.boot();
+    if boot.update > 0 {
+        let gap = machine.now().saturating_sub(boot.left_at) / 1000;
+        machine.log(format_args!("release {} left {gap} us ago", boot.predecessor));
+    }
     match story::run(machine, boot.handover.map(PhysAddr::new), boot.update) {
         End::Jump { fdt } => {
             machine.jump(fdt.get());

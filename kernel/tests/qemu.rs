@@ -36,7 +36,17 @@ fn boot(name: &str, module: Option<&[u8]>, options: &str, machine: &[&str]) -> (
     let program = env::var_os("HOLDOVER_QEMU").expect("HOLDOVER_QEMU names no QEMU");
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let mut command = Command::new(program);
-    command.args(["-machine", "q35", "-accel", "tcg", "-m", "512M", "-nodefaults", "-no-user-config", "-no-reboot"]);
+    command.args([
+        "-machine",
+        "q35",
+        "-accel",
+        "tcg",
+        "-m",
+        "512M",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+    ]);
     command.args(["-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel", A]);
     command.args(["-append", options]).args(machine);
     if let Some(bytes) = module {
@@ -87,7 +97,8 @@ fn three_releases_follow_each_other_at_their_own_addresses() {
 
 #[test]
 fn memory_above_four_gibibytes_and_an_idle_second_processor_change_nothing() {
-    let (serial, status) = boot("large", Some(&chain()), "role=chain", &["-m", "6G", "-smp", "2", "-cpu", "max"]);
+    let (serial, status) =
+        boot("large", Some(&chain()), "role=chain", &["-m", "6G", "-smp", "2", "-cpu", "max"]);
     assert_eq!(status, SUCCESS, "{serial}");
     says(&serial, &[&format!("\"kernel\":\"{}\"", release('c'))]);
 }
