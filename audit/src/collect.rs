@@ -227,26 +227,35 @@ fn about(at: PhysAddr, what: What) -> Finding {
     Finding { invariant: Invariant::I4, requester: None, domain: None, unit: None, at: at.get(), what }
 }
 
-/// Adjacent words whose bits from `shift` on are equal: the second of each such pair.
-fn twins(list: &[u64], shift: u32) -> impl Iterator<Item = u64> + '_ {
-    list.iter().zip(list.iter().skip(1)).filter(move |(a, b)| **a >> shift == **b >> shift).map(|(_, b)| *b)
+/// Adjacent words whose bits from `shift` on are equal.
+fn twins(list: &[u64], shift: u32) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let pairs = list.iter().zip(list.iter().skip(1)).map(|(a, b)| (*a, *b));
+    pairs.filter(move |(a, b)| a >> shift == b >> shift)
+}
+
+/// Whether two requesters may share a source-id. Several requesters behind one bridge share its id as an alias,
+/// and then their domain too; the same requester twice, or in two domains, is a contradiction.
+fn may_share(a: &wire::RequesterRecord, b: &wire::RequesterRecord) -> bool {
+    (a.source, a.segment) != (b.source, b.segment) && (a.unit, a.domain) == (b.unit, b.domain)
 }
 
 /// Records that speak of the same thing, found as neighbours in the sorted lists.
 fn duplicates<I: Image + ?Sized>(index: &Index<'_>, handover: &Handover<'_, I>, sink: &mut Sink<'_>) {
     let reader = crate::index::Reader { handover: *handover, index: *index };
-    for word in twins(index.buses, 32) {
+    for (_, word) in twins(index.buses, 32) {
         let Some((at, table)) = reader.context_table(word) else { continue };
         let unit = reader.unit(table.unit).map(|(_, unit)| unit_id(&unit));
         let what = What::RecordTwice(RecordKind::ContextTable);
         sink.found(Finding { unit, ..about(PhysAddr::new(at), what) });
     }
-    for word in twins(index.sources, 32) {
-        let requester = requester_with(word >> 32);
-        let record = u32::try_from(word & 0xffff_ffff).ok().and_then(|ordinal| reader.requester(ordinal));
-        let at = record.map_or(handover.start(), |(at, _)| PhysAddr::new(at));
-        let what = What::RecordTwice(RecordKind::Requester);
-        sink.found(Finding { requester: Some(requester), ..about(at, what) });
+    for (first, second) in twins(index.sources, 32) {
+        let requester = requester_with(second >> 32);
+        let owner = |word: u64| reader.requester(u32::try_from(word & 0xffff_ffff).ok()?);
+        let (Some((_, a)), Some((at, b))) = (owner(first), owner(second)) else { continue };
+        if !may_share(&a, &b) {
+            let what = What::RecordTwice(RecordKind::Requester);
+            sink.found(Finding { requester: Some(requester), ..about(PhysAddr::new(at), what) });
+        }
     }
     // Few units: each with those before it.
     let units = || (0u32..).take(index.units.len()).filter_map(|ordinal| reader.unit(ordinal));

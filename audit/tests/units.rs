@@ -440,6 +440,33 @@ fn a_requester_alias_unit_or_bus_that_is_recorded_twice_is_found() {
 }
 
 #[test]
+fn requesters_behind_one_bridge_may_share_its_alias_within_one_domain() {
+    let mut world = World::arrived();
+    let neighbour = requester(0, 0, 6, 0).source.raw();
+    let at = world.entry(CONTEXT_0, 6, 0);
+    world.memory.write(at, &context(B, 3, 8));
+    world.requesters.push(spec::handover::RequesterRecord {
+        token: 0x23,
+        source: neighbour,
+        ..world.requesters[1]
+    });
+    world.aliases.push(Alias { requester: 3, ..world.aliases[0] });
+    world.digest();
+    world.seal();
+    assert_eq!(world.findings(), []);
+    // In another domain the same alias is a contradiction.
+    world.requesters[3].domain = 0;
+    world.seal();
+    let finding = world.find(|what| *what == What::RecordTwice(RecordKind::Requester));
+    assert_eq!(finding.requester, Some(requester(0, 3, 0, 0)));
+    // And so is an alias that is listed twice for one requester.
+    let mut world = World::arrived();
+    world.aliases.push(world.aliases[0]);
+    world.seal();
+    assert_eq!(world.only().what, What::RecordTwice(RecordKind::Requester));
+}
+
+#[test]
 fn an_upper_half_in_legacy_mode_is_found() {
     let mut world = World::arrived();
     world.contexts[1].half = 1;
