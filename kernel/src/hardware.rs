@@ -239,6 +239,9 @@ impl Platform for Hardware {
     fn successor_home(&self) -> Option<Extent> {
         self.follows.then(|| self.kernel.home.other().extent())
     }
+    fn spare(&self) -> Option<Extent> {
+        Some(self.kernel.home.other().extent())
+    }
     fn load_successor(&self) -> Result<(), String> {
         let loaded = Successor::load(self).map_err(|error| error.to_string())?;
         if let Some(successor) = &loaded {

@@ -24,6 +24,7 @@ mod update {
     pub use crate::adopt::{
         AdoptEvent, Checked, Incoming, RetrieveError, RetrievedDomain, RetrievedRequester,
     };
+    pub use crate::block::block_all;
     pub use crate::book::{
         AliasOf, ContextRun, Domain, Kept, KeptUnit, Region, RegionKind, Storage, TableRun, Token,
     };
@@ -41,6 +42,8 @@ pub use update::*;
 
 #[cfg(feature = "update")]
 mod adopt;
+#[cfg(feature = "update")]
+mod block;
 #[cfg(feature = "update")]
 mod book;
 #[cfg(feature = "update")]

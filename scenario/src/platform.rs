@@ -87,6 +87,11 @@ pub trait Platform {
     fn home(&self) -> Extent;
     /// The area that the successor will boot in, `None` when there is no successor.
     fn successor_home(&self) -> Option<Extent>;
+    /// The scratch area that this kernel does not live in: memory where nothing preserved can lie, whatever the handover
+    /// says. Free as long as no successor was loaded.
+    fn spare(&self) -> Option<Extent> {
+        self.successor_home()
+    }
     /// Checks the successor and loads it into its area, so that nothing about it can fail after the freeze. Called once,
     /// before anything is preserved. A platform whose successor needs no loading keeps this.
     ///

@@ -16,7 +16,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use iommu::DomainHandle;
 use liveupdate::host::{MaySleep, Unit};
-use liveupdate::{AdoptEvent, Incoming, Opened, Token};
+use liveupdate::{AdoptEvent, CutOffEvent, Incoming, Opened, Token};
 use spec::{PAGE_SIZE, PhysAddr};
 
 /// An opened handover, with everything preserved reserved and everything else overwritten.
@@ -100,6 +100,21 @@ pub(crate) fn adopt<'k, 'p, P: Platform + ?Sized>(
     Ok(scene)
 }
 
+/// The handover cannot be adopted: nobody's DMA can be told from anybody else's, so all of it is blocked. Translation
+/// stays on.
+pub(crate) fn fail_closed<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, ctx: &mut MaySleep) {
+    let (mut cleared, mut confirmed) = (Vec::new(), true);
+    liveupdate::block_all(kernel, ctx, &mut |event| match event {
+        CutOffEvent::Cleared { requester, .. } => cleared.push(text::requester(requester)),
+        CutOffEvent::NotConfirmed(_) | CutOffEvent::Unreachable(_) => confirmed = false,
+        _ => {}
+    });
+    let unit = kernel.iommu.units().first().map(|u| u.id().to_string()).unwrap_or_default();
+    let platform = kernel.platform();
+    platform.mark(Mark::CutOffDone);
+    platform.event(&Event::CutOff { unit, cleared, kept: Vec::new(), confirmed });
+}
+
 /// Retrieves regions, domains, requesters and the running devices, then finishes.
 fn retrieve<'k, 'p, P: Platform + ?Sized>(
     kernel: &'k Kernel<'k, 'p, P>,
@@ -124,9 +139,16 @@ fn retrieve<'k, 'p, P: Platform + ?Sized>(
         notes: frame,
     };
     let audio_domain = retrieve_domain(kernel, ctx, &mut incoming, plan::AUDIO_DOMAIN)?;
-    let edu_domain = retrieve_domain(kernel, ctx, &mut incoming, plan::EDU_DOMAIN)?;
     let audio = retrieve_requester(kernel, ctx, &mut incoming, plan::AUDIO, audio_domain)?;
-    let kept = retrieve_requester(kernel, ctx, &mut incoming, plan::EDU, edu_domain)?;
+    let (edu_domain, kept) = if incoming.is_blocked(plan::EDU_DOMAIN) {
+        let requesters = alloc::vec![text::source(cast.kept)];
+        let why = "its domain failed the audit: blocked, the rest goes on".to_string();
+        platform.event(&Event::Blocked { token: plan::name(plan::EDU_DOMAIN), requesters, why });
+        (None, cast.kept)
+    } else {
+        let domain = retrieve_domain(kernel, ctx, &mut incoming, plan::EDU_DOMAIN)?;
+        (Some(domain), retrieve_requester(kernel, ctx, &mut incoming, plan::EDU, domain)?)
+    };
     if (cast.audio, cast.kept) != (audio, kept) {
         return Err(Trouble::new(
             "find the devices",
@@ -223,11 +245,6 @@ fn report_adoption<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, events: &[A
                     at,
                 });
             }
-            AdoptEvent::Blocked(token) => platform.event(&Event::Blocked {
-                token: plan::name(*token),
-                requesters: Vec::new(),
-                why: "the domain failed its checks".to_string(),
-            }),
             AdoptEvent::UnitMissing(id) => platform.event(&Event::Failed {
                 step: "adopt".to_string(),
                 why: alloc::format!("unit {id} of the handover is not in this machine"),
@@ -236,7 +253,7 @@ fn report_adoption<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, events: &[A
                 step: "adopt".to_string(),
                 why: alloc::format!("domain id {domain} of unit {id} is taken"),
             }),
-            AdoptEvent::Entry(_) => {}
+            AdoptEvent::Entry(_) | AdoptEvent::Blocked(_) => {}
         }
     }
 }

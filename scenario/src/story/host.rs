@@ -12,18 +12,20 @@ use iommu::{Hal, Iommu, VtdUnit};
 use liveupdate::host::{
     Atomic, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory, RequesterKind, TableMemory,
 };
-use spec::{Extent, PhysAddr, Requester, Segment, SourceId, UnitId};
+use spec::{Extent, Frame, PhysAddr, Requester, Segment, SourceId, UnitId};
 
 /// A platform as the driver sees it, with the faults that a test may put into the seam between core and hardware.
 pub(crate) struct Machine<'p, P: ?Sized> {
     pub(crate) platform: &'p P,
     /// Stores to tables are lost: what happens when the cut-off is left out.
     pub(crate) lose_stores: Cell<bool>,
+    /// Frames come out of this run alone: of the others nobody knows what is preserved, or what devices still write to.
+    pub(crate) only: Cell<Option<Extent>>,
 }
 
 impl<'p, P: Platform + ?Sized> Machine<'p, P> {
     pub(crate) fn new(platform: &'p P) -> Self {
-        Self { platform, lose_stores: Cell::new(false) }
+        Self { platform, lose_stores: Cell::new(false), only: Cell::new(None) }
     }
 }
 
@@ -61,7 +63,14 @@ impl<P: Platform + ?Sized> Hal for Machine<'_, P> {
         self.platform.relax();
     }
     fn allocate(&self, _: &mut MaySleep, count: u64, align: u64) -> Option<Extent> {
-        self.platform.allocate(count, align, PhysAddr::new(0))
+        let Some(only) = self.only.get() else {
+            return self.platform.allocate(count, align, PhysAddr::new(0));
+        };
+        let first = only.first().number().next_multiple_of(align);
+        let run = Extent::new(Frame::new(first), count).filter(|run| only.covers(*run))?;
+        self.only.set(Extent::new(run.end(), only.end().number() - run.end().number()));
+        self.platform.fill(run, 0).ok()?;
+        Some(run)
     }
     fn free(&self, _: &mut MaySleep, run: Extent) {
         self.platform.free(run);

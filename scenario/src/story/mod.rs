@@ -79,10 +79,10 @@ fn live<P: Platform + ?Sized>(platform: &P, handover: Option<PhysAddr>, update: 
     let units = units::find(platform)?;
     let mut store = store::Store::new();
     let mut log = fault_log::FaultLog::new(&units);
-    let opened = match handover {
-        Some(fdt) => Some(arrive::open(&machine, fdt, &mut store, &mut log)?),
-        None => None,
-    };
+    let opened = handover.map(|fdt| arrive::open(&machine, fdt, &mut store, &mut log));
+    if let Some(Err(_)) = opened {
+        machine.only.set(platform.spare());
+    }
     let buses = host::Buses(crate::pci::Topology::discover(platform, &[]));
     let setup = units.setup(&buses);
     let iommu = match opened {
@@ -91,9 +91,18 @@ fn live<P: Platform + ?Sized>(platform: &P, handover: Option<PhysAddr>, update: 
     };
     let iommu = iommu.map_err(Trouble::at("start the driver"))?;
     let kernel = host::Kernel::new(&machine, &iommu, &buses);
-    let mut scene = match opened {
-        Some(opened) => arrive::adopt(&kernel, &mut ctx, opened, log)?,
-        None => Scene::start(&kernel, &mut ctx, log)?,
+    let scene = match opened {
+        Some(Ok(opened)) => arrive::adopt(&kernel, &mut ctx, opened, log),
+        Some(Err(trouble)) => Err(trouble),
+        None => Scene::start(&kernel, &mut ctx, log),
+    };
+    let mut scene = match scene {
+        Ok(scene) => scene,
+        Err(trouble) if handover.is_some() => {
+            arrive::fail_closed(&kernel, &mut ctx);
+            return Err(trouble);
+        }
+        Err(trouble) => return Err(trouble),
     };
     if handover.is_some() {
         judge::update(&mut scene)?;

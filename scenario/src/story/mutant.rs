@@ -20,16 +20,22 @@ pub enum Mutant {
     MissingInvalidation,
     /// A leaf of a preserved domain is bent, behind the driver's back, to memory that nobody preserved.
     StrayLeaf,
+    /// The same after the seal, when nothing can be refused any more.
+    LateStrayLeaf,
+    /// One bit of the handover's records is flipped after the seal.
+    BrokenHandover,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::TranslationOff,
         Self::NoCutOff,
         Self::PoisonedPage,
         Self::MissingInvalidation,
         Self::StrayLeaf,
+        Self::LateStrayLeaf,
+        Self::BrokenHandover,
     ];
 
     /// Its name on command lines.
@@ -41,6 +47,8 @@ impl Mutant {
             Self::PoisonedPage => "poisoned-page",
             Self::MissingInvalidation => "missing-invalidation",
             Self::StrayLeaf => "stray-leaf",
+            Self::LateStrayLeaf => "late-stray-leaf",
+            Self::BrokenHandover => "broken-handover",
         }
     }
 
@@ -65,3 +73,13 @@ pub(crate) fn blink<P: Platform + ?Sized>(platform: &P, unit: UnitId) {
     }
     platform.mmio_write32(at(offset::GCMD), status.as_command().with_te(true).raw());
 }
+
+const _: () = {
+    // A variant that ALL lacks would be a mistake that nobody can ask for.
+    let mut i = 0;
+    while i < Mutant::ALL.len() {
+        assert!(Mutant::ALL[i] as usize == i);
+        i += 1;
+    }
+    assert!(Mutant::BrokenHandover as usize + 1 == Mutant::ALL.len());
+};

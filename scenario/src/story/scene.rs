@@ -49,7 +49,8 @@ pub(crate) struct Scene<'k, 'p, P: Platform + ?Sized> {
     pub(crate) cast: Cast,
     pub(crate) memory: Memory,
     pub(crate) audio_domain: DomainHandle,
-    pub(crate) edu_domain: DomainHandle,
+    /// The preserved edu's domain; `None` when it failed its checks after the jump and was blocked.
+    pub(crate) edu_domain: Option<DomainHandle>,
     pub(crate) playing: Stream<'p, P>,
     pub(crate) capturing: Stream<'p, P>,
     pub(crate) edus: [Edu<'p, P>; 3],
@@ -89,7 +90,7 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
             cast,
             memory,
             audio_domain,
-            edu_domain,
+            edu_domain: Some(edu_domain),
             playing,
             capturing,
             edus,

@@ -42,7 +42,7 @@ pub(crate) fn run<P: Platform + ?Sized>(
     timed(platform, "preserve", || preserve(&scene, &mut outgoing, &mut ctx))?;
     announce(&scene);
     if Mutant::of(platform) == Some(Mutant::StrayLeaf) {
-        bend_leaf(scene.kernel, scene.edu_domain)?;
+        bend_leaf(&scene)?;
     }
     match freeze(&scene, outgoing, &mut ctx, update)? {
         Some(sealed) => leave(scene, sealed, ctx),
@@ -96,10 +96,13 @@ fn preserve<'k, 'p, P: Platform + ?Sized>(
         let (token, start, bytes) = (plan::name(token), extent.start().get(), extent.bytes());
         platform.event(&Event::PreservedRegion { token, start, bytes });
     }
-    for (token, domain) in [(plan::AUDIO_DOMAIN, scene.audio_domain), (plan::EDU_DOMAIN, scene.edu_domain)] {
-        preserve_domain(scene.kernel, outgoing, ctx, token, domain)?;
-    }
-    for (token, source) in [(plan::AUDIO, scene.cast.audio), (plan::EDU, scene.cast.kept)] {
+    let kept = [
+        (plan::AUDIO_DOMAIN, Some(scene.audio_domain), plan::AUDIO, scene.cast.audio),
+        (plan::EDU_DOMAIN, scene.edu_domain, plan::EDU, scene.cast.kept),
+    ];
+    for (domain_token, domain, token, source) in kept {
+        let Some(domain) = domain else { continue };
+        preserve_domain(scene.kernel, outgoing, ctx, domain_token, domain)?;
         let preserved = outgoing.preserve_requester(ctx, token, requester(source));
         preserved.map_err(Trouble::at("preserve a requester"))?;
         let domain_id = outgoing.requesters().find(|k| k.token == token).map(|k| k.entry.domain_id().0);
@@ -210,10 +213,13 @@ fn leave<'k, 'p, P: Platform + ?Sized>(
 ) -> Result<End, Trouble> {
     let platform = scene.platform();
     let mut notes = Notes { tune: scene.tune_hash()?, ..Notes::EMPTY };
+    let mutant = Mutant::of(platform);
+    if mutant == Some(Mutant::LateStrayLeaf) {
+        bend_leaf(&scene)?;
+    }
     start_transfers(&mut scene)?;
     // What is dropped past the point of no return would give memory back: it stays where it is.
     let mut scene = ManuallyDrop::new(scene);
-    let mutant = Mutant::of(platform);
     let atomic = Atomic::for_good(ctx);
     sabotage(scene.kernel, mutant, true);
     let start = platform.now();
@@ -227,6 +233,10 @@ fn leave<'k, 'p, P: Platform + ?Sized>(
     notes.playing = scene.playing.position();
     // The frame was written to when the scene was built: this cannot fail, and a jump without notes is still a jump.
     let _ = notes.write(platform, scene.memory.notes);
+    if mutant == Some(Mutant::BrokenHandover) {
+        let at = PhysAddr::new(cut_off.container.blob.get() + cut_off.container.blob_bytes - 8);
+        let _ = platform.read64(at).and_then(|word| platform.write64(at, word ^ 1 << 40));
+    }
     platform.mark(Mark::Jump);
     Ok(End::Jump { fdt: cut_off.container.fdt })
 }
@@ -262,8 +272,10 @@ fn sabotage<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, mutant: Option<Mut
 }
 
 /// Bends the preserved edu's leaf to a frame that nobody preserved.
-fn bend_leaf<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, domain: DomainHandle) -> Result<(), Trouble> {
+fn bend_leaf<P: Platform + ?Sized>(scene: &Scene<'_, '_, P>) -> Result<(), Trouble> {
+    let kernel = scene.kernel;
     let none = || Trouble::new("bend a leaf", "the leaf is not where it should be");
+    let domain = scene.edu_domain.ok_or_else(none)?;
     let mut table = kernel.iommu.top_table(domain).ok_or_else(none)?;
     let levels = kernel.iommu.levels(domain).ok_or_else(none)?;
     let machine: &Machine<'_, P> = kernel.machine;

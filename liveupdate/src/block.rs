@@ -1,0 +1,29 @@
+//! When a handover cannot be opened: nobody's DMA can be told from anybody else's, so all of it stops.
+//!
+//! Translation stays on. The tables are found from the root pointer that hardware uses, and every entry is cleared, as a
+//! cut-off with nothing preserved does.
+
+use crate::book::{Book, Storage};
+use crate::host::{Host, MaySleep, Unit};
+use crate::prune::{CutOffEvent, prune};
+
+/// Blocks every requester on every unit that translates. A unit that does not translate is left alone: there is no gap to
+/// guard any more.
+pub fn block_all<H: Host>(host: &H, ctx: &mut MaySleep, report: &mut dyn FnMut(CutOffEvent)) {
+    let nothing = Storage {
+        regions: &mut [],
+        domains: &mut [],
+        tables: &mut [],
+        requesters: &mut [],
+        aliases: &mut [],
+        units: &mut [],
+        contexts: &mut [],
+        runs: &mut [],
+    };
+    let book = Book::new(nothing);
+    host.for_each_unit(&mut |unit| {
+        if unit.status().tes() {
+            unit.locked(ctx, |atomic| prune(host, &book, usize::MAX, unit, atomic, &|_| false, report));
+        }
+    });
+}
