@@ -77,6 +77,8 @@ pub(crate) struct FakeUnit {
     pub(crate) pmen: u32,
     pub(crate) records: Vec<[u64; 2]>,
     last_kind: u64,
+    /// The tail was written since the queue last stopped: QEMU fetches only then.
+    fetching: bool,
     delay: u32,
     pub(crate) latency: u32,
     pub(crate) stuck: Stuck,
@@ -89,6 +91,8 @@ pub(crate) struct FakeUnit {
     pub(crate) misused: u32,
     /// Whether translation was ever switched off.
     pub(crate) translation_went_off: bool,
+    /// Whether protected memory was ever opened while translation was off.
+    pub(crate) opened_untranslated: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -100,6 +104,8 @@ pub(crate) struct State {
     /// Largest run that can be had at once.
     pub(crate) largest_run: u64,
     clock: u64,
+    /// Nanoseconds from one look at the clock to the next.
+    pub(crate) tick: u64,
     /// Puts stores to memory into the first unit's log.
     pub(crate) log_stores: bool,
     pub(crate) units: Vec<FakeUnit>,
@@ -117,6 +123,7 @@ impl Fake {
             frames_left: u64::MAX,
             largest_run: u64::MAX,
             clock: 0,
+            tick: 1000,
             log_stores: false,
             units,
         }))
@@ -174,6 +181,7 @@ impl FakeUnit {
             pmen: 0,
             records: alloc::vec![[0; 2]; Cap::from_raw(cap).fault_records() as usize],
             last_kind: 0,
+            fetching: false,
             delay: 0,
             latency: 0,
             stuck: Stuck::No,
@@ -183,6 +191,7 @@ impl FakeUnit {
             buffered: BTreeMap::new(),
             misused: 0,
             translation_went_off: false,
+            opened_untranslated: false,
         }
     }
 
@@ -274,14 +283,17 @@ impl FakeUnit {
             self.delay -= 1;
             return;
         }
-        if self.stuck == Stuck::Invalidations {
+        if self.stuck == Stuck::Invalidations || !self.fetching {
             return;
         }
+        // A wide queue (IQA.DW) has the same descriptors with 16 bytes behind them that must be zero.
+        let stride = if Iqa::from_raw(self.iqa).dw() { 32 } else { 16 };
         let size = PAGE_SIZE << Iqa::from_raw(self.iqa).qs();
         while self.status.qies() && self.iqh != self.iqt && self.fsts & 0x10 == 0 {
             let at = (Iqa::from_raw(self.iqa).iqa() << 12) + self.iqh;
             let words = [word(frames, at).unwrap_or(0), word(frames, at + 8).unwrap_or(0)];
-            match words[0] & 0xf {
+            let rest = if stride == 32 { word(frames, at + 16) } else { None };
+            match words[0] & 0xf | rest.unwrap_or(0) {
                 kind::CONTEXT => {
                     let d = ContextInvalidate::from_raw(words);
                     self.forget_context(d.g(), d.sid() as u16, d.did() as u16);
@@ -301,11 +313,12 @@ impl FakeUnit {
                 }
                 _ => {
                     self.fsts |= 0x10;
+                    self.fetching = false;
                     return;
                 }
             }
             self.last_kind = words[0] & 0xf;
-            self.iqh = (self.iqh + 16) % size;
+            self.iqh = (self.iqh + stride) % size;
         }
     }
 
@@ -389,10 +402,14 @@ impl FakeUnit {
             offset::RTADDR => self.rtaddr = value,
             offset::CCMD => self.invalidate_context(value),
             offset::FSTS => self.fsts &= !(value as u32),
-            offset::PMEN => self.pmen = (value as u32 >> 31) << 31 | value as u32 >> 31,
+            offset::PMEN => {
+                self.pmen = (value as u32 >> 31) << 31 | value as u32 >> 31;
+                self.opened_untranslated |= self.pmen == 0 && !self.status.tes();
+            }
             offset::IQA => self.iqa = value,
             offset::IQT => {
                 self.iqt = value;
+                self.fetching = self.fsts & 0x10 == 0;
                 self.delay = self.latency;
             }
             at if at == self.ecap.iva_offset() => self.iva = value,
@@ -463,7 +480,7 @@ impl Hal for Fake {
     }
     fn now(&self) -> u64 {
         let mut state = self.0.borrow_mut();
-        state.clock += 1000;
+        state.clock += state.tick;
         state.clock
     }
     fn relax(&self) {

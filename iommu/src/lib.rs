@@ -1,7 +1,7 @@
 //! A VT-d driver for hosts that have none: units, domains, requesters, page tables, invalidation, faults.
 //!
 //! From the hardware upwards: [`registers`] is the typed window on a unit's registers with the one bounded wait;
-//! [`queue`] and [`command`] make hardware forget, by the invalidation queue or by registers; [`unit`] brings a unit up or
+//! [`queue`] and [`command`] make hardware forget, by the invalidation queue or by registers; [`mod@unit`] brings a unit up or
 //! takes a running one over, [`entries`] writes its root and context tables; [`faults`] reads what it recorded. Beside that,
 //! [`table`] holds one walker over page-table formats, [`arena`] the frames that tables are made of, [`domain`] an address
 //! space. [`driver`] puts all units and domains of a machine together, [`requesters`] attaches to them, by the units'

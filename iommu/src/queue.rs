@@ -140,7 +140,32 @@ impl Present {
         PAGE_SIZE << self.iqa.qs()
     }
     const fn descriptor(&self) -> u64 {
-        if self.iqa.dw() { 32 } else { 16 }
+        if self.iqa.dw() { 2 * DESCRIPTOR } else { DESCRIPTOR }
+    }
+    /// Puts a wait descriptor at `at`; returns what was there. The second half of a wide one is all zeroes.
+    fn put_wait<H: Hal>(
+        &self,
+        registers: &Registers<'_, H>,
+        at: u64,
+        status: PhysAddr,
+        sequence: u32,
+    ) -> Result<[Descriptor; 2], TimedOut> {
+        let mut saved = [[0; 2]; 2];
+        for (half, words) in (0..self.descriptor()).step_by(DESCRIPTOR as usize).zip(&mut saved) {
+            *words = load(registers, self.address(at + half))?;
+        }
+        self.restore(registers, at, [wait_descriptor(status, sequence), [0; 2]])?;
+        Ok(saved)
+    }
+    /// Stores a descriptor at `at`. Whose memory a predecessor's queue is by now nobody knows: it is left as it was.
+    fn restore<H: Hal>(
+        &self,
+        registers: &Registers<'_, H>,
+        at: u64,
+        words: [Descriptor; 2],
+    ) -> Result<(), TimedOut> {
+        let mut halves = (0..self.descriptor()).step_by(DESCRIPTOR as usize).zip(words);
+        halves.try_for_each(|(half, words)| store(registers, self.address(at + half), words))
     }
 }
 
@@ -149,16 +174,13 @@ impl Present {
 /// Hardware fetches again when the tail is written; QEMU needs that write, others do it when the bit is cleared.
 fn replace_refused<H: Hal>(registers: &Registers<'_, H>, status: PhysAddr) -> Result<(), TimedOut> {
     let queue = Present::look(registers);
-    let place = queue.address(queue.head);
-    let saved = load(registers, place)?;
-    store(registers, place, wait_descriptor(status, 0))?;
+    let saved = queue.put_wait(registers, queue.head, status, 0)?;
     registers.write32(offset::FSTS, Fsts::ZERO.with_iqe(true).raw());
     registers.write64(offset::IQT, queue.tail);
     let moved = registers.wait("going on after a refused descriptor", || {
         registers.read64(offset::IQH) & OFFSET_MASK != queue.head || registers.fault_status().iqe()
     });
-    // Whose memory this is now, only the caller knows: leave it as it was.
-    store(registers, place, saved)?;
+    queue.restore(registers, queue.head, saved)?;
     moved
 }
 
@@ -201,15 +223,12 @@ pub fn retire<H: Hal>(registers: &Registers<'_, H>, status: PhysAddr) -> Result<
 /// Has the present queue, whoever made it, do one wait descriptor. Leaves the queue's memory as it was.
 fn append_wait<H: Hal>(registers: &Registers<'_, H>, status: PhysAddr) -> Result<(), TimedOut> {
     let queue = Present::look(registers);
-    let place = queue.address(queue.tail);
-    let saved = [load(registers, place)?, load(registers, place.plus(queue.descriptor() - 16))?];
-    let seen = |word: u32| move || registers.hal.read(status).is_ok_and(|w| w as u32 == word);
-    let sequence = registers.hal.read(status).map_or(1, |w| (w as u32).wrapping_add(1).max(1));
-    store(registers, place.plus(queue.descriptor() - 16), [0; 2])?;
-    store(registers, place, wait_descriptor(status, sequence))?;
+    let sequence = registers.hal.read(status).map_or(1, |word| (word as u32).wrapping_add(1).max(1));
+    let saved = queue.put_wait(registers, queue.tail, status, sequence)?;
     registers.write64(offset::IQT, (queue.tail + queue.descriptor()) % queue.bytes());
-    let done = registers.wait("a wait descriptor in the predecessor's queue", seen(sequence));
-    store(registers, place.plus(queue.descriptor() - 16), saved[1])?;
-    store(registers, place, saved[0])?;
+    let done = registers.wait("a wait descriptor in the predecessor's queue", || {
+        registers.hal.read(status).is_ok_and(|word| word as u32 == sequence)
+    });
+    queue.restore(registers, queue.tail, saved)?;
     done
 }

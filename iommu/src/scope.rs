@@ -112,12 +112,11 @@ mod tests {
     use super::*;
     use crate::tests::{Buses, SEGMENT, requester};
 
-    fn unit(base: u64, catch_all: bool, scopes: &[(ScopeKind, u8, &[(u8, u8)])]) -> UnitDescription {
-        let scope = |&(kind, start_bus, path): &(ScopeKind, u8, &[(u8, u8)])| Scope {
-            kind,
-            start_bus,
-            path: path.into(),
-        };
+    /// Kind, start bus, path.
+    type Named<'a> = (ScopeKind, u8, &'a [(u8, u8)]);
+
+    fn unit(base: u64, catch_all: bool, scopes: &[Named<'_>]) -> UnitDescription {
+        let scope = |&(kind, start_bus, path): &Named<'_>| Scope { kind, start_bus, path: path.into() };
         let id = UnitId { segment: SEGMENT, register_base: base };
         UnitDescription { id, catch_all, scopes: scopes.iter().map(scope).collect() }
     }
@@ -129,11 +128,13 @@ mod tests {
             unit(2, false, &[(ScopeKind::Endpoint, 0, &[(5, 0), (3, 1)])]),
             unit(3, false, &[(ScopeKind::Bridge, 0, &[(6, 0)]), (ScopeKind::SourceId, 0xff, &[(0, 0)])]),
             unit(4, false, &[(ScopeKind::Endpoint, 0, &[(7, 0), (0, 0)]), (ScopeKind::Endpoint, 0, &[])]),
+            unit(5, false, &[(ScopeKind::Endpoint, 0, &[(5, 0)])]),
         ];
         let of = |bus, device, function| unit_of(&units, requester(bus, device, function), &Buses);
         assert_eq!(of(1, 3, 1), Some(1), "behind the bridge 00:05.0, which is bus 1");
         assert_eq!(of(1, 3, 0), Some(0));
-        assert_eq!(of(0, 5, 0), Some(0), "the path's bridge itself is not named");
+        assert_eq!(of(0, 5, 0), Some(4), "a path's bridges are not named by it, this one is by another");
+        assert_eq!(of(1, 0, 0), Some(0), "what lies behind a bridge that is named as an endpoint is not");
         assert_eq!(of(0, 6, 0), Some(2), "a bridge scope names the bridge");
         assert_eq!(
             (of(2, 0, 0), of(4, 31, 7), of(5, 0, 0)),
@@ -142,5 +143,31 @@ mod tests {
         );
         assert_eq!(of(0xff, 0, 0), Some(2), "an IOAPIC's source-id");
         assert_eq!(of(0, 0, 0), Some(0), "a path through what is no bridge names nothing");
+    }
+
+    #[test]
+    fn a_dmar_table_becomes_units_in_its_order_and_what_is_unknown_is_passed_over() {
+        use spec::dmar::build::{Builder, Scope as Built};
+        let scope = |kind, start_bus, path| Built { kind, flags: 0, enumeration_id: 0, start_bus, path };
+        let first = UnitId { segment: SEGMENT, register_base: 0xfed9_0000 };
+        let second = UnitId { segment: Segment(1), register_base: 0xfed9_1000 };
+        let mut bytes = [0; 256];
+        let mut table = Builder::new(&mut bytes, 39, 0).expect("room");
+        let bridge = scope(scope_kind::PCI_SUB_HIERARCHY, 0, &[(5, 0), (1, 0)]);
+        let scopes = [bridge, scope(scope_kind::IOAPIC, 0xff, &[(0, 0)]), scope(9, 0, &[(1, 0)])];
+        table.drhd(first, 0, 0, &scopes).expect("room");
+        table.rmrr(SEGMENT, 0x1000, 0x1fff, &[]).expect("room");
+        table.drhd(second, spec::dmar::flag::INCLUDE_PCI_ALL, 0, &[]).expect("room");
+        let length = table.finish().expect("table").len();
+        let units = units_of(&Dmar::parse(&bytes[..length]).expect("a table")).expect("sound");
+        let named = Vec::from([
+            Scope { kind: ScopeKind::Bridge, start_bus: 0, path: Vec::from([(5, 0), (1, 0)]) },
+            Scope { kind: ScopeKind::SourceId, start_bus: 0xff, path: Vec::from([(0, 0)]) },
+        ]);
+        let expected = [
+            UnitDescription { id: first, catch_all: false, scopes: named },
+            UnitDescription { id: second, catch_all: true, scopes: Vec::new() },
+        ];
+        assert_eq!(units, expected);
     }
 }

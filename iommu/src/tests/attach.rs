@@ -305,6 +305,10 @@ fn an_import_that_does_not_match_hardware_is_refused() {
     let mismatch = |requester, source| Err(AttachError::Mismatch { requester, source });
     let stranger = requester(0, 9, 0);
     assert_eq!(iommu.import_requester(&mut ctx, stranger, &[], domain), mismatch(stranger, stranger.source));
+    // The right table under another id than the entry has: its translations would not be forgotten.
+    let wrong = Iommu::take_over(&fake, &mut ctx, setup()).expect("take over");
+    let renamed = wrong.import_domain(&mut ctx, top, 4, &[(UNIT, DomainId(3))], &tables).expect("import");
+    assert_eq!(wrong.import_requester(&mut ctx, KEPT, &[], renamed), mismatch(KEPT, KEPT.source));
     let absent = source(1, 5, 0);
     assert_eq!(iommu.import_requester(&mut ctx, KEPT, &[absent], domain), mismatch(KEPT, absent));
     let foreign = requester(0, 0x1f, 0);

@@ -56,6 +56,23 @@ fn what_is_unmapped_is_forgotten_by_hardware_before_unmap_returns() {
 }
 
 #[test]
+fn a_range_is_forgotten_to_its_last_page_wherever_it_starts() {
+    let (fake, mut ctx) = (Fake::qemu(), MaySleep::at_thread_start());
+    let iommu = running(&fake, &mut ctx);
+    let domain = attached(&iommu, &mut ctx);
+    for (first, pages) in [(1, 2), (3, 1), (3, 2), (5, 7), (7, 1), (511, 2), (1, 1023), (0, 1), (2, 6)] {
+        map(&iommu, &mut ctx, domain, first * 0x1000, pages * 0x1000).expect("map");
+        let touch = |page: u64| dma(&fake, page * 0x1000);
+        assert!((first..first + pages).all(|page| touch(page).is_ok()));
+        assert_eq!(
+            iommu.unmap(&mut ctx, domain, Iova::new(first * 0x1000), pages * 0x1000),
+            Ok(pages * 0x1000)
+        );
+        assert!((first..first + pages).all(|page| touch(page).is_err()), "{first} + {pages}");
+    }
+}
+
+#[test]
 fn mapping_needs_no_invalidation_unless_hardware_caches_what_is_absent() {
     let (fake, mut ctx) = (Fake::qemu(), MaySleep::at_thread_start());
     let iommu = running(&fake, &mut ctx);

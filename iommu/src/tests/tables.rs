@@ -262,6 +262,22 @@ fn unmapping_part_of_a_large_leaf_splits_it_and_keeps_the_rest() {
 }
 
 #[test]
+fn a_change_asks_for_no_more_frames_than_it_uses() {
+    let (fake, mut ctx) = (Fake::qemu(), MaySleep::at_thread_start());
+    let mut domain = small(&fake, &mut ctx, 4, 3);
+    // A 1 GiB leaf lies in one table below the top; splitting it down to a page takes two more.
+    let left = |frames| fake.0.borrow_mut().frames_left = frames;
+    left(1);
+    domain.map(&fake, &mut ctx, Iova::new(0x40_0000_0000), PhysAddr::new(0), GIB, Access::READ).expect("map");
+    left(2);
+    domain.unmap(&fake, &mut ctx, Iova::new(0x40_0000_5000), PAGE_SIZE).expect("split twice");
+    left(0);
+    domain.unmap(&fake, &mut ctx, Iova::new(0x40_0000_7000), PAGE_SIZE).expect("nothing to split");
+    left(1);
+    domain.unmap(&fake, &mut ctx, Iova::new(0x40_0020_0000), 2 * MIB + PAGE_SIZE).expect("one to split");
+}
+
+#[test]
 fn bits_that_another_driver_set_in_a_large_leaf_survive_its_split() {
     let (fake, mut ctx) = (Fake::qemu(), MaySleep::at_thread_start());
     let mut domain = small(&fake, &mut ctx, 3, 1);

@@ -4,7 +4,7 @@ use super::{CONFIG, SEGMENT, source};
 use crate::error::UnitError;
 use crate::fake::{Done, Fake, QEMU_CAP, QEMU_ECAP, Stuck, UNIT};
 use crate::queue::Queue;
-use crate::registers::Registers;
+use crate::registers::{Patience, Registers};
 use crate::{Config, Fault, FaultSummary, Hal, Origin, VtdUnit};
 use alloc::vec::Vec;
 use liveupdate::host::{Forget, MaySleep, TableMemory, TimedOut, Unit};
@@ -90,6 +90,27 @@ fn firmware_state_is_replaced_without_switching_translation_off() {
     unit.locked(&mut ctx, |atomic| unit.enable(atomic)).expect("on");
     assert_eq!(fake.with_unit(|u| (u.pmen, u.fsts)), (0, 0));
     assert_eq!(unit.faults(&mut |_| {}), FaultSummary::default());
+}
+
+#[test]
+fn firmwares_protection_ends_only_when_translation_is_on() {
+    let (fake, mut ctx) = (Fake::new(QEMU_CAP | 1 << 5, QEMU_ECAP), MaySleep::at_thread_start());
+    fake.with_unit(|u| u.pmen = 1 << 31 | 1);
+    let unit = VtdUnit::set_up(&fake, &mut ctx, UNIT, CONFIG).expect("set up");
+    unit.locked(&mut ctx, |atomic| unit.enable(atomic)).expect("on");
+    assert_eq!(fake.with_unit(|u| (u.pmen, u.opened_untranslated)), (0, false));
+}
+
+#[test]
+fn a_wait_ends_by_the_clock_and_also_when_the_clock_stands_still() {
+    for (tick, nanoseconds, looks) in [(1000, 2_000_000, u64::MAX), (0, u64::MAX, 500)] {
+        let (fake, mut ctx) = (Fake::qemu(), MaySleep::at_thread_start());
+        let config = Config { patience: Patience { nanoseconds, looks }, ..CONFIG };
+        let unit = VtdUnit::set_up(&fake, &mut ctx, UNIT, config).expect("set up");
+        fake.0.borrow_mut().tick = tick;
+        fake.with_unit(|u| u.stuck = Stuck::Invalidations);
+        assert!(forget(&unit, &mut ctx, Forget::Everything).is_err());
+    }
 }
 
 #[test]
@@ -244,6 +265,30 @@ fn a_running_unit_gets_a_new_queue_and_nothing_else_changes() {
             !seen.iter().any(|d| matches!(d, Done::RootSet | Done::Context { .. })),
             "{case:?}: {seen:?}"
         );
+        forget(&unit, &mut ctx, Forget::Everything).expect("the new queue works");
+    }
+}
+
+#[test]
+fn a_wide_queue_of_a_predecessor_is_drained_and_replaced() {
+    let (fake, mut ctx) = (Fake::qemu(), MaySleep::at_thread_start());
+    // One descriptor that is no wait, then one whose second half is not zero, which is refused if it was fetched.
+    for refused in [false, true] {
+        brought_up(&fake, &mut ctx);
+        let queue = fake.allocate(&mut ctx, 2, 1).expect("frames").start();
+        fake.with_unit(|u| {
+            u.iqa = Iqa::from_raw(queue.get()).with_qs(1).with_dw(true).raw();
+            (u.iqh, u.iqt) = (8192 - 64, 8192 - 64);
+        });
+        fake.write(queue.plus(8192 - 64), 2 | 1 << 4).expect("queue");
+        fake.write(queue.plus(8192 - 16), 0x1234).expect("queue");
+        let tail = if refused { 0 } else { 8192 - 32 };
+        fake.write64(PhysAddr::new(UNIT.register_base + spec::regs::offset::IQT), tail);
+        assert_eq!(fake.with_unit(|u| u.fsts >> 4 & 1), u32::from(refused));
+        let before = fake.memory();
+        let unit = VtdUnit::take_over(&fake, &mut ctx, UNIT, CONFIG).expect("take over");
+        assert_eq!(fake.with_unit(|u| u.iqa & 0xfff), 0);
+        assert!(before.iter().all(|(frame, words)| fake.memory().get(frame) == Some(words)));
         forget(&unit, &mut ctx, Forget::Everything).expect("the new queue works");
     }
 }
