@@ -57,7 +57,9 @@ fn build(root: &Path, target: &Path) {
 
 /// The version in the kernels' manifest: its first line that sets one.
 fn version(manifest: &Path) -> String {
-    let Ok(text) = std::fs::read_to_string(manifest) else { fail(&format!("cannot read {}", manifest.display())) };
+    let Ok(text) = std::fs::read_to_string(manifest) else {
+        fail(&format!("cannot read {}", manifest.display()))
+    };
     let quoted = text.lines().find_map(|line| line.strip_prefix("version = \"")?.strip_suffix('"'));
     quoted.map(str::to_owned).unwrap_or_else(|| fail("the kernels' manifest has no version"))
 }

@@ -1,12 +1,137 @@
-//! Runs the kernels' story on the built-in machine, in this process.
+//! Runs the update on the built-in machine, in this process: the same story, on a model of the hardware that is written
+//! from the specification. Its trace is finer than QEMU's; what both have in common goes into the account.
 
-use crate::record::Record;
+use crate::record::{Ended, Record, Serial};
 use crate::settings::Settings;
+use crate::sound;
+use crate::trace::{Account, Entry};
+use anyhow::Context;
+use machine::{Machine, MachineConfig, RunConfig, TraceLine};
+use scenario::event::Event;
+use scenario::story::Verdict;
+use spec::PhysAddr;
+use std::fs;
+use std::path::Path;
+
+/// Version of the kernels and of the machine: they are built together.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Bytes of the device tree of a handover.
+const FDT_BYTES: usize = 4096;
+/// Largest handover that is kept, in bytes.
+const BLOB_BYTES_MAX: u64 = 64 << 20;
 
 /// Runs the update.
 ///
 /// # Errors
-/// When the machine cannot be made as asked for.
-pub fn run(_settings: &Settings) -> anyhow::Result<Record> {
-    anyhow::bail!("the built-in machine is not part of this build")
+/// When files cannot be written.
+pub fn run(settings: &Settings) -> anyhow::Result<Record> {
+    let mut kept = Ok(());
+    let mut handovers = 0;
+    let run = machine::run(&config(settings), &mut |machine, fdt| {
+        handovers += 1;
+        if let Some(directory) = &settings.keep {
+            let images = keep_images(directory, handovers, machine, fdt);
+            kept = std::mem::replace(&mut kept, Ok(())).and(images);
+        }
+    });
+    kept.context("cannot keep images of the handover")?;
+    let trace = run.machine.trace();
+    let record = Record {
+        machine: "builtin".to_owned(),
+        machine_version: VERSION.to_owned(),
+        serial: serial(&run.machine),
+        ended: if run.verdict == Verdict::Completed { Ended::Well } else { Ended::Badly },
+        sound: Ok(run.sound()),
+        account: Ok(account(&trace)),
+    };
+    if let Some(directory) = &settings.keep {
+        keep(directory, &record, &trace).context("cannot keep the run's records")?;
+    }
+    Ok(record)
+}
+
+fn config(settings: &Settings) -> RunConfig {
+    let machine = MachineConfig::qemu_like(settings.seed, settings.memory_bytes, settings.address_width);
+    let mut config = RunConfig::new(machine, settings.updates);
+    for release in &mut config.releases {
+        *release = format!("{VERSION}-{release}");
+    }
+    if !settings.poison {
+        config = config.with_option("no-poison", "");
+    }
+    match settings.mutant {
+        Some(mutant) => config.with_option("mutant", mutant.name()),
+        None => config,
+    }
+}
+
+fn serial(machine: &Machine) -> Serial {
+    let mut serial = Serial::default();
+    for line in machine.serial() {
+        match line.content {
+            machine::Serial::Event(event) => serial.events.push(event),
+            machine::Serial::Log(words) => {
+                serial.line(&format!(
+                    "[{:>5}.{:06}] {words}",
+                    line.at / 1_000_000_000,
+                    line.at / 1000 % 1_000_000
+                ));
+            }
+        }
+    }
+    serial
+}
+
+fn account(trace: &[TraceLine]) -> Account {
+    let mut account = Account::default();
+    trace.iter().filter_map(entry).for_each(|entry| account.note(entry));
+    account
+}
+
+/// What a line of the machine's trace means. None for lines that no judgement needs.
+fn entry(line: &TraceLine) -> Option<Entry> {
+    Some(match *line {
+        TraceLine::Translated { source, iova, output, .. } => Entry::Translated { source, iova, to: output },
+        TraceLine::Faulted { source, iova, reason, write, .. } => {
+            Entry::Blocked { source, iova, write, reason: reason.0 }
+        }
+        TraceLine::Untranslated { source, address, .. } => Entry::Untranslated { source, address },
+        TraceLine::TranslationEnabled { on, .. } => Entry::Enable(on),
+        TraceLine::RootSet { table, .. } => Entry::Root(table),
+        TraceLine::Misuse { rule, .. } | TraceLine::DeviceMisuse { what: rule, .. } => Entry::Misuse(rule),
+        TraceLine::Mark { mark, .. } => Entry::Mark(mark),
+        _ => return None,
+    })
+}
+
+fn keep_images(directory: &Path, number: u32, machine: &Machine, fdt: PhysAddr) -> anyhow::Result<()> {
+    fs::create_dir_all(directory)?;
+    let image = |start: u64, bytes: usize| {
+        let mut image = vec![0; bytes];
+        machine
+            .peek(start, &mut image)
+            .map(|()| image)
+            .map_err(|_| anyhow::anyhow!("no memory at {start:#x}"))
+    };
+    fs::write(directory.join(format!("fdt-{number}.bin")), image(fdt.get(), FDT_BYTES)?)?;
+    let blob = machine.serial().into_iter().rev().find_map(|line| match line.content {
+        machine::Serial::Event(Event::Handover { blob_start, blob_bytes, .. }) => {
+            Some((blob_start, blob_bytes))
+        }
+        _ => None,
+    });
+    if let Some((start, bytes)) = blob.filter(|(_, bytes)| *bytes <= BLOB_BYTES_MAX) {
+        fs::write(directory.join(format!("handover-{number}.bin")), image(start, bytes as usize)?)?;
+    }
+    Ok(())
+}
+
+fn keep(directory: &Path, record: &Record, trace: &[TraceLine]) -> anyhow::Result<()> {
+    record.serial.keep(directory)?;
+    if let Ok(recording) = &record.sound {
+        sound::write(&directory.join("witness.wav"), recording)?;
+    }
+    let lines: String = trace.iter().map(|line| format!("{line:?}\n")).collect();
+    fs::write(directory.join("trace.log"), lines)?;
+    Ok(())
 }

@@ -100,7 +100,7 @@ fn requesters(report: &Report) -> Markup {
                 tbody { @for p in &report.preserved {
                     @let traffic = report.evidence.traffic.iter().find(|t| t.requester == p.requester);
                     tr {
-                        th scope="row" { code { (p.requester) } } td.number { (p.domain_id) } td { code { (p.token) } }
+                        th scope="row" { code { (p.requester) } } td.number { (p.domain_id) } td { code { (table::token(&p.token)) } }
                         td.number { (table::thousands(traffic.map_or(0, |t| t.translated))) }
                         td.number { (table::thousands(traffic.map_or(0, |t| t.blocked))) }
                     }
@@ -208,7 +208,7 @@ fn evidence(report: &Report) -> Markup {
                         (yes(c.complete, ("without a hole", "with a hole"))) "." }
                 }
                 @for c in &e.contents {
-                    li { "Preserved memory " code { (c.token) } ": " (yes(c.intact, ("as it was left", "changed"))) "." }
+                    li { "Preserved memory " code { (table::token(&c.token)) } ": " (yes(c.intact, ("as it was left", "changed"))) "." }
                 }
             }
             h2 { "Handover" }

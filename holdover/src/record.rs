@@ -5,7 +5,10 @@
 
 use crate::sound::Frame;
 use crate::trace::Account;
+use anyhow::Context;
 use scenario::event::Event;
+use std::fs;
+use std::path::Path;
 
 /// Most bytes of log that are kept. The end matters most, so the beginning goes first.
 const LOG_BYTES_MAX: usize = 4 << 20;
@@ -96,6 +99,22 @@ impl Serial {
             }
             self.log.drain(..cut);
         }
+    }
+
+    /// Writes the log and the events into a directory, which is made if need be.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn keep(&self, directory: &Path) -> anyhow::Result<()> {
+        fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        fs::write(directory.join("serial.log"), &self.log)?;
+        let mut events = String::new();
+        for event in &self.events {
+            events.push_str(&serde_json::to_string(event)?);
+            events.push('\n');
+        }
+        fs::write(directory.join("events.jsonl"), events)?;
+        Ok(())
     }
 
     /// The last lines of the log.

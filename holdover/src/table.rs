@@ -62,7 +62,7 @@ fn requesters(out: &mut String, report: &Report) -> fmt::Result {
     if !report.preserved.is_empty() {
         let mut table = table(["Preserved", "domain", "token"], &[1]);
         for p in &report.preserved {
-            table.add_row([p.requester.clone(), p.domain_id.to_string(), p.token.clone()]);
+            table.add_row([p.requester.clone(), p.domain_id.to_string(), token(&p.token)]);
         }
         writeln!(out, "{}\n", indented(&table))?;
     }
@@ -175,6 +175,19 @@ fn indented(table: &Table) -> String {
     lines.join("\n")
 }
 
+/// A token with the letters that it is made of, where it is: `0x617564696f202020 (audio)`.
+#[must_use]
+pub fn token(text: &str) -> String {
+    let letters =
+        text.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok()).map(u64::to_be_bytes);
+    match letters {
+        Some(letters) if letters.iter().all(|b| b.is_ascii_graphic() || *b == b' ') => {
+            format!("{text} ({})", String::from_utf8_lossy(&letters).trim())
+        }
+        _ => text.to_owned(),
+    }
+}
+
 /// A number with commas.
 #[must_use]
 pub fn thousands(number: u64) -> String {
@@ -235,6 +248,14 @@ mod tests {
             ["7 ns", "1.5 µs", "18.8 ms", "2.00 s"]
         );
         assert_eq!([512 << 20, 6 << 30, 4096, 5].map(size), ["512 MiB", "6 GiB", "4 KiB", "5 bytes"]);
+    }
+
+    #[test]
+    fn a_token_made_of_letters_is_shown_with_them() {
+        assert_eq!(token("0x617564696f202020"), "0x617564696f202020 (audio)");
+        for plain in ["0x17", "0xffffffffffffffff", "audio", "0x6175646z"] {
+            assert_eq!(token(plain), plain);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::report::{
     Capture, Content, CutOff, FaultRecord, Kind, Outcome, Report, Transfer, Update, Witness,
 };
 use crate::sound::Heard;
+use crate::table;
 use scenario::event::Event;
 
 pub(super) fn judge(report: &mut Report, record: &Record, heard: &Heard) {
@@ -110,7 +111,10 @@ fn memory(report: &mut Report, event: &Event) {
         }
         Event::Content { token, intact } => {
             if !intact {
-                report.find(Kind::ContentChanged, format!("preserved memory {token} is not as it was left"));
+                report.find(
+                    Kind::ContentChanged,
+                    format!("preserved memory {} is not as it was left", table::token(token)),
+                );
             }
             report.evidence.contents.push(Content { token: token.clone(), intact: *intact });
         }
@@ -144,7 +148,7 @@ fn sound(report: &mut Report, record: &Record, heard: &Heard) {
                 "the tune is broken {}, {} in all wrong; first at sample {} ({what})",
                 if heard.discontinuities == 1 { "once".into() } else { count(heard.discontinuities, "time") },
                 count(heard.wrong, "sample"),
-                super::super::table::thousands(first.at as u64),
+                table::thousands(first.at as u64),
             ),
         );
     }

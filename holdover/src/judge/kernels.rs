@@ -3,6 +3,7 @@
 use super::count;
 use crate::record::{Ended, Record};
 use crate::report::{Audit, Handover, Kind, Outcome, Phase, Preserved, Report, Unit, Update};
+use crate::table;
 use scenario::event::{Checked, Event, Violation};
 
 pub(super) fn judge(report: &mut Report, record: &Record) {
@@ -69,7 +70,8 @@ fn story(report: &mut Report, event: &Event, since: &impl Fn(u64) -> u64) {
         }
         Event::Blocked { token, requesters, why } => {
             let who = requesters.join(", ");
-            report.find(Kind::DomainBlocked, format!("domain {token} ({who}) was blocked: {why}"));
+            let token = table::token(token);
+            report.find(Kind::DomainBlocked, format!("domain {token} [{who}] was blocked: {why}"));
         }
         _ => {}
     }
@@ -111,7 +113,7 @@ fn audits(report: &mut Report, event: &Event) {
     for violation in violations {
         report.find(
             Kind::AuditViolation,
-            format!("the audit {words} found a violation of {}", in_words(violation)),
+            format!("the audit {words} found a violation: {}", in_words(violation)),
         );
     }
 }
@@ -130,6 +132,10 @@ fn add(audit: &mut Audit, checked: &[Checked], violations: &[Violation]) {
 /// A violation in one line.
 pub(crate) fn in_words(violation: &Violation) -> String {
     let Violation { invariant, requester, address, words } = violation;
+    if words.starts_with(invariant.as_str()) {
+        // The audit's own words say all of it.
+        return words.clone();
+    }
     let who = if requester.is_empty() { String::new() } else { format!("{requester}, ") };
     format!("{invariant}: {words} ({who}{address:#x})")
 }

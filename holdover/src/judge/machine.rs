@@ -55,7 +55,7 @@ fn translation(report: &mut Report, account: &Account) {
         enabled = false;
         report.find(
             Kind::TranslationOff,
-            format!("{} of {who} reached memory untranslated", count(*requests, "request")),
+            format!("{} of 0000:{who} reached memory untranslated", count(*requests, "request")),
         );
     }
     let missing = missing_mark(report, account);

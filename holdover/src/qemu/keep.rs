@@ -85,14 +85,8 @@ impl Keeper {
     /// Puts everything else beside the images.
     pub(super) fn collect(self, serial: &Serial, messages: &str, files: &Files) -> anyhow::Result<()> {
         let into = |name: &str| self.directory.join(name);
-        fs::write(into("serial.log"), &serial.log)?;
+        serial.keep(&self.directory)?;
         fs::write(into("qemu.log"), messages)?;
-        let mut events = String::new();
-        for event in &serial.events {
-            events.push_str(&serde_json::to_string(event)?);
-            events.push('\n');
-        }
-        fs::write(into("events.jsonl"), events)?;
         for (from, name) in [(&files.trace, "trace.log"), (&files.sound, "witness.wav")] {
             if from.exists() {
                 fs::copy(from, into(name)).with_context(|| format!("cannot keep {name}"))?;
