@@ -51,7 +51,8 @@ impl Port<'_> {
         Ok(())
     }
 
-    fn route(&mut self, iova: u64, bytes: u64, write: bool) -> Result<u64, Lost> {
+    /// Where a request within one page goes.
+    pub(crate) fn route(&mut self, iova: u64, bytes: u64, write: bool) -> Result<u64, Lost> {
         if !self.master {
             return Err(Lost);
         }

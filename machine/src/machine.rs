@@ -163,6 +163,17 @@ impl Machine {
         self.with(|state| state.fabric.memory.write_snooped(at, bytes))
     }
 
+    /// Sends one request of 8 bytes, as if by a requester with this source-id on the root bus, listed or not, or, for another
+    /// bus, from behind the bridge. Says where it went; `None` when it was refused. No time passes.
+    pub fn request(&self, source: SourceId, iova: u64, write: bool) -> Option<u64> {
+        self.with(|state| {
+            let listed_as = if source.bus() == 0 { source } else { pci::BRIDGE };
+            let State { fabric, units, .. } = state;
+            let mut port = Port { fabric, units, source, listed_as, master: true };
+            port.route(iova, 8, write).ok()
+        })
+    }
+
     /// How many cache lines with stores the units' walks may not see yet.
     #[must_use]
     pub fn hidden_lines(&self) -> usize {

@@ -341,7 +341,7 @@ fn word_of(at: u64) -> usize {
 
 /// How long a store may sit in the chipset's write buffer when nobody drains it.
 fn buffer_delay(dice: &mut Dice) -> u64 {
-    dice.between(2_000, 60_000)
+    dice.between(100_000, 400_000_000)
 }
 
 #[cfg(test)]
@@ -415,10 +415,10 @@ mod tests {
         memory.store(0x20_0000, 5, 100, &mut dice).unwrap();
         assert_eq!(memory.load_as(0x20_0000, View::walker(true, true, 101)), Ok(0));
         assert_eq!(memory.load_as(0x20_0000, View::walker(true, false, 101)), Ok(5));
-        assert_eq!(memory.load_as(0x20_0000, View::walker(true, true, 100_000)), Ok(5));
-        memory.store(0x20_0000, 6, 200_000, &mut dice).unwrap();
+        assert_eq!(memory.load_as(0x20_0000, View::walker(true, true, 500_000_000)), Ok(5));
+        memory.store(0x20_0000, 6, 600_000_000, &mut dice).unwrap();
         memory.drain_buffer();
-        assert_eq!(memory.load_as(0x20_0000, View::walker(true, true, 200_001)), Ok(6));
+        assert_eq!(memory.load_as(0x20_0000, View::walker(true, true, 600_000_001)), Ok(6));
     }
 
     #[test]

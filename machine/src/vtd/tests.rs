@@ -471,7 +471,7 @@ fn stores_behind_a_write_buffer_show_after_a_flush_an_invalidation_or_some_time(
         match way {
             0 => bench.command(|gcmd| gcmd.with_wbf(true)),
             1 => bench.register_invalidate_all(),
-            _ => bench.fabric.now += 1_000_000,
+            _ => bench.fabric.now += 1_000_000_000,
         }
         assert_eq!(bench.read(0x2000), Ok(PAGE_B), "way {way}");
     }
