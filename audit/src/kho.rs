@@ -221,8 +221,8 @@ impl<'i, I: Image + ?Sized> Walker<'i, I> {
     /// The first key in the tree from `from` up to (not including) `end`.
     fn next_set(&mut self, from: u64, end: u64) -> Result<Option<u64>, Unreadable> {
         let mut key = from;
+        // Each round but the first takes a step in `next_leaf`.
         while key < end {
-            self.step()?;
             let leaf = match self.leaf {
                 Some((first, leaf)) if first == key & !bitmap_mask() => leaf,
                 _ => match self.next_leaf(key, end, &mut |_| ())? {

@@ -80,6 +80,26 @@ fn a_leaf_over_two_regions_that_touch_is_sound() {
 }
 
 #[test]
+fn a_leaf_half_in_memory_and_half_in_a_device_is_a_violation_of_i3() {
+    let mut world = World::arrived();
+    let half = SMALL + 0x10_0000;
+    world.regions[2].bytes = 0x10_0000;
+    world.regions.push(Region {
+        token: 0x14,
+        start: SMALL + 0x20_0000,
+        bytes: 0x1_0000,
+        kind: 0,
+        reserved: 0,
+    });
+    world.regions.push(Region { token: 0x15, start: half, bytes: 0x10_0000, kind: 1, reserved: 0 });
+    world.preserved.retain(|(start, _)| *start != SMALL);
+    world.preserved.extend([(SMALL, 0x10_0000), (SMALL + 0x20_0000, 0x1_0000)]);
+    world.seal();
+    let what = What::LeafOutside { iova: 0x20_0000, output: SMALL, leaves: 1, bytes: 0x20_0000 };
+    of_a(&world, Invariant::I3, A_L1 + 8, what);
+}
+
+#[test]
 fn adjacent_leaves_outside_are_one_finding_and_others_are_another() {
     let page = |n: u64| entry_to(0x9000_0000 + n * 0x1000).raw();
     let world = with(A_L0 + 8 * 100, &[page(0), page(5), page(1), 0, page(3)]);

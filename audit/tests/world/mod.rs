@@ -49,6 +49,11 @@ pub fn requester(segment: u16, bus: u8, device: u8, function: u8) -> Requester {
     Requester::new(Segment(segment), SourceId::new(bus, device, function))
 }
 
+/// Number of nodes in the map of preserved memory.
+pub fn map_nodes(world: &World) -> u64 {
+    Memory::default().write_map(MAP, &world.preserved, 18)
+}
+
 impl World {
     /// The machine before the cut-off: strangers' entries are present.
     pub fn sealed() -> Self {
