@@ -1,5 +1,6 @@
 //! What machine to build: memory, units with their capabilities, chance, faults.
 
+use crate::devices::Habits;
 use crate::faults::Faults;
 use spec::regs::{Cap, Ecap};
 use spec::{Segment, SourceId, UnitId};
@@ -22,6 +23,8 @@ pub struct MachineConfig {
     pub units: Vec<UnitConfig>,
     /// What the capture stream brings.
     pub capture: Capture,
+    /// Requesters beside the devices, on no list: they ask and ask.
+    pub chatter: Vec<Habits>,
     /// Faults on demand.
     pub faults: Faults,
 }
@@ -49,6 +52,8 @@ pub struct UnitConfig {
     pub scope: Scope,
     /// Room for cached translations, and for cached non-leaf entries.
     pub cache_room: usize,
+    /// What is cached at all.
+    pub caching: Caching,
     /// Where the unit is like QEMU's rather than like the manual.
     pub quirks: Quirks,
 }
@@ -62,6 +67,30 @@ pub enum Scope {
     Listed(Vec<SourceId>),
     /// All of its segment that no unit before it names (INCLUDE_PCI_ALL).
     Rest,
+}
+
+/// What a unit caches. The manual leaves all of this to the hardware (VT-d 6.2); the default caches as much as it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caching {
+    /// Entries that point to tables are cached, not leaves alone (VT-d 6.2.5).
+    pub tables: bool,
+    /// A translation serves every source of its domain, not only the one that brought it in.
+    pub shared: bool,
+    /// A translation is cached also when the request that brought it in had no permission.
+    pub denied: bool,
+}
+
+impl Caching {
+    /// As much as the manual allows.
+    pub const ALL: Self = Self { tables: true, shared: true, denied: true };
+    /// What QEMU caches: leaves that served a request, for its source.
+    pub const QEMU: Self = Self { tables: false, shared: false, denied: false };
+}
+
+impl Default for Caching {
+    fn default() -> Self {
+        Self::ALL
+    }
 }
 
 /// Departures of QEMU's unit from the manual.
@@ -83,6 +112,7 @@ impl MachineConfig {
             host_width: address_width,
             units: vec![UnitConfig::qemu_like(address_width)],
             capture: Capture::default(),
+            chatter: Vec::new(),
             faults: Faults::default(),
         }
     }
@@ -101,6 +131,7 @@ impl UnitConfig {
             ecap: Ecap::from_raw(QEMU_ECAP),
             scope: Scope::Everything,
             cache_room: 4096,
+            caching: Caching::ALL,
             quirks: Quirks { queue_ends_with_wait: true, pasid_leak: true },
         }
     }

@@ -4,7 +4,8 @@
 //! [`Machine`] is hardware: [`memory`], [`pci`], [`acpi`], [`devices`] and the remapping units of [`vtd`], all under one clock
 //! ([`machine`]) and one seed ([`dice`]). [`Kernel`] is a kernel's view of it, the scenario's
 //! [`Platform`](scenario::platform::Platform): the code that runs on real machines runs on it unchanged. What happened is in the
-//! [`trace`], which no kernel can touch. [`faults`] makes things go wrong on demand.
+//! [`trace`], which no kernel can touch. [`faults`] makes things go wrong on demand. [`probe`] asks one unit without a machine
+//! around it.
 //!
 //! The hardware is written from the specification and shares only the layouts of `spec` with the driver.
 #![forbid(unsafe_code)]
@@ -21,12 +22,14 @@ pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod platform;
+pub mod probe;
 pub mod run;
 pub mod trace;
 pub mod vtd;
 
-pub use config::{Capture, MachineConfig, Quirks, Scope, UnitConfig};
+pub use config::{Caching, Capture, MachineConfig, Quirks, Scope, UnitConfig};
 pub use machine::{Machine, Serial, SerialLine};
 pub use platform::{Boot, Kernel};
+pub use probe::{Answer, Probe};
 pub use run::{Run, RunConfig, run};
 pub use trace::{Invalidation, TraceLine};

@@ -45,14 +45,23 @@ pub type ContextAnswer = Result<Context, (Reason, bool)>;
 /// What a look-up of a page gives.
 pub type PageAnswer = Result<Leaf, Refusal>;
 
+/// What cached translations are told apart by, besides their address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tag {
+    /// Domain id.
+    pub domain: u16,
+    /// The source, on units where translations are not shared within a domain.
+    pub source: Option<SourceId>,
+}
+
 /// Context cache, IOTLB and paging-structure cache of one unit.
 #[derive(Debug)]
 pub struct Caches {
     contexts: BTreeMap<u16, ContextAnswer>,
-    /// By domain id, level and page number at that level.
-    pages: BTreeMap<(u16, u8, u64), PageAnswer>,
-    /// By domain id, the table's level, and the number of the span it serves.
-    tables: BTreeMap<(u16, u8, u64), Table>,
+    /// By tag, level and page number at that level.
+    pages: BTreeMap<(Tag, u8, u64), PageAnswer>,
+    /// By tag, the table's level, and the number of the span it serves.
+    tables: BTreeMap<(Tag, u8, u64), Table>,
     room: usize,
 }
 
@@ -76,29 +85,29 @@ impl Caches {
 
     /// The cached translation of `iova`, of whatever page size.
     #[must_use]
-    pub fn page(&self, domain: u16, iova: u64) -> Option<PageAnswer> {
+    pub fn page(&self, tag: Tag, iova: u64) -> Option<PageAnswer> {
         (0..=second_stage::HIGHEST_LEAF_LEVEL)
-            .find_map(|level| self.pages.get(&(domain, level, iova / second_stage::span(level))).copied())
+            .find_map(|level| self.pages.get(&(tag, level, iova / second_stage::span(level))).copied())
     }
 
     /// Caches a translation, or, on units with caching mode, its refusal.
-    pub fn keep_page(&mut self, domain: u16, iova: u64, answer: PageAnswer, dice: &mut Dice) {
+    pub fn keep_page(&mut self, tag: Tag, iova: u64, answer: PageAnswer, dice: &mut Dice) {
         let level = answer.map_or(0, |leaf| leaf.level);
         make_room(&mut self.pages, self.room, dice);
-        self.pages.insert((domain, level, iova / second_stage::span(level)), answer);
+        self.pages.insert((tag, level, iova / second_stage::span(level)), answer);
     }
 
     /// The lowest cached table on the way to `iova`, below `levels` levels.
     #[must_use]
-    pub fn lowest_table(&self, domain: u16, iova: u64, levels: u8) -> Option<Table> {
+    pub fn lowest_table(&self, tag: Tag, iova: u64, levels: u8) -> Option<Table> {
         let number = |level: u8| iova / second_stage::span(level + 1);
-        (0..levels - 1).find_map(|level| self.tables.get(&(domain, level, number(level))).copied())
+        (0..levels - 1).find_map(|level| self.tables.get(&(tag, level, number(level))).copied())
     }
 
     /// Caches a table that a walk passed.
-    pub fn keep_table(&mut self, domain: u16, iova: u64, table: Table, dice: &mut Dice) {
+    pub fn keep_table(&mut self, tag: Tag, iova: u64, table: Table, dice: &mut Dice) {
         make_room(&mut self.tables, self.room, dice);
-        self.tables.insert((domain, table.level, iova / second_stage::span(table.level + 1)), table);
+        self.tables.insert((tag, table.level, iova / second_stage::span(table.level + 1)), table);
     }
 
     /// Forgets. Nothing more than what is named (VT-d 6.5.2).
@@ -119,13 +128,13 @@ impl Caches {
                 self.tables.clear();
             }
             Invalidation::TranslationsOfDomain(domain) => {
-                self.pages.retain(|key, _| key.0 != domain);
-                self.tables.retain(|key, _| key.0 != domain);
+                self.pages.retain(|key, _| key.0.domain != domain);
+                self.tables.retain(|key, _| key.0.domain != domain);
             }
             Invalidation::Pages { domain, start, order, leaf_only } => {
                 let end = start.saturating_add(spec::PAGE_SIZE << order);
-                let hit = |key: &(u16, u8, u64), span: u64| {
-                    key.0 == domain && key.2 * span < end && start < (key.2 + 1) * span
+                let hit = |key: &(Tag, u8, u64), span: u64| {
+                    key.0.domain == domain && key.2 * span < end && start < (key.2 + 1) * span
                 };
                 self.pages.retain(|key, _| !hit(key, second_stage::span(key.1)));
                 if !leaf_only {
@@ -146,7 +155,7 @@ fn function_bits(mask: u8) -> u16 {
     [0b000, 0b100, 0b110, 0b111][usize::from(mask & 3)]
 }
 
-fn make_room<V>(map: &mut BTreeMap<(u16, u8, u64), V>, room: usize, dice: &mut Dice) {
+fn make_room<V>(map: &mut BTreeMap<(Tag, u8, u64), V>, room: usize, dice: &mut Dice) {
     if map.len() >= room.max(1) {
         let victim = dice.between(0, map.len() as u64 - 1) as usize;
         if let Some(key) = map.keys().nth(victim).copied() {
@@ -161,6 +170,10 @@ mod tests {
 
     const LEAF: Leaf = Leaf { output: 0x5000, level: 0, read: true, write: true };
 
+    fn tag(domain: u16) -> Tag {
+        Tag { domain, source: None }
+    }
+
     fn context(domain: u16) -> ContextAnswer {
         Ok(Context { domain, route: Route::PassThrough, quiet: false })
     }
@@ -168,26 +181,26 @@ mod tests {
     #[test]
     fn a_page_invalidation_drops_large_pages_that_it_touches_and_leaves_neighbours() {
         let (mut caches, mut dice) = (Caches::new(64), Dice::new(1));
-        caches.keep_page(7, 0x1000, Ok(LEAF), &mut dice);
-        caches.keep_page(7, 0x20_0000, Ok(Leaf { level: 1, ..LEAF }), &mut dice);
-        caches.keep_page(8, 0x20_0000, Ok(LEAF), &mut dice);
+        caches.keep_page(tag(7), 0x1000, Ok(LEAF), &mut dice);
+        caches.keep_page(tag(7), 0x20_0000, Ok(Leaf { level: 1, ..LEAF }), &mut dice);
+        caches.keep_page(tag(8), 0x20_0000, Ok(LEAF), &mut dice);
         caches.forget(Invalidation::Pages { domain: 7, start: 0x3f_f000, order: 0, leaf_only: false });
-        assert!(caches.page(7, 0x1fff).is_some());
-        assert!(caches.page(7, 0x20_0000).is_none());
-        assert!(caches.page(8, 0x20_0000).is_some());
+        assert!(caches.page(tag(7), 0x1fff).is_some());
+        assert!(caches.page(tag(7), 0x20_0000).is_none());
+        assert!(caches.page(tag(8), 0x20_0000).is_some());
     }
 
     #[test]
     fn the_leaf_hint_keeps_tables_and_its_absence_drops_them() {
         let (mut caches, mut dice) = (Caches::new(64), Dice::new(1));
         let table = Table { address: 0x9000, level: 0, read: true, write: true };
-        caches.keep_table(7, 0x1000, table, &mut dice);
+        caches.keep_table(tag(7), 0x1000, table, &mut dice);
         let pages = |leaf_only| Invalidation::Pages { domain: 7, start: 0x1000, order: 0, leaf_only };
         caches.forget(pages(true));
-        assert_eq!(caches.lowest_table(7, 0x1f_ffff, 3), Some(table));
-        assert_eq!(caches.lowest_table(7, 0x20_0000, 3), None);
+        assert_eq!(caches.lowest_table(tag(7), 0x1f_ffff, 3), Some(table));
+        assert_eq!(caches.lowest_table(tag(7), 0x20_0000, 3), None);
         caches.forget(pages(false));
-        assert_eq!(caches.lowest_table(7, 0x1000, 3), None);
+        assert_eq!(caches.lowest_table(tag(7), 0x1000, 3), None);
     }
 
     #[test]
@@ -212,8 +225,8 @@ mod tests {
     fn a_full_cache_evicts_one_entry_for_another() {
         let (mut caches, mut dice) = (Caches::new(4), Dice::new(1));
         for page in 0..9 {
-            caches.keep_page(1, page << 12, Ok(LEAF), &mut dice);
+            caches.keep_page(tag(1), page << 12, Ok(LEAF), &mut dice);
         }
-        assert_eq!((0..9).filter(|page| caches.page(1, page << 12).is_some()).count(), 4);
+        assert_eq!((0..9).filter(|page| caches.page(tag(1), page << 12).is_some()).count(), 4);
     }
 }

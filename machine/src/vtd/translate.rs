@@ -1,6 +1,6 @@
 //! A request's way through a unit (VT-d 3.4, 3.7): root, context, second stage, each step answered by a cache where it can be.
 
-use super::cache::{Context, ContextAnswer, PageAnswer, Route};
+use super::cache::{Context, ContextAnswer, PageAnswer, Route, Tag};
 use super::unit::{Outcome, Unit};
 use super::walk::{self, Leaf, Refusal, Rules, Table};
 use crate::fabric::Fabric;
@@ -42,7 +42,7 @@ impl Unit {
         if iova >> self.input_width(context.route) != 0 {
             return self.refuse(source, iova, write, Reason::ADDRESS_BEYOND_WIDTH, context.quiet, fabric);
         }
-        match self.output(context, iova, write, fabric) {
+        match self.output(source, context, iova, write, fabric) {
             Ok(output) => {
                 if context.route == Route::PassThrough && self.is_protected(output, bytes) {
                     fabric.trace.push(TraceLine::Dropped { at, source, address: output, write });
@@ -167,6 +167,7 @@ impl Unit {
 
     fn output(
         &mut self,
+        source: SourceId,
         context: Context,
         iova: u64,
         write: bool,
@@ -174,7 +175,7 @@ impl Unit {
     ) -> Result<u64, Reason> {
         let Route::SecondStage { top, levels } = context.route else { return Ok(iova) };
         let denied = if write { Reason::WRITE_DENIED } else { Reason::READ_DENIED };
-        let leaf = match self.page(context.domain, top, levels, iova, fabric) {
+        let leaf = match self.page(self.tag(source, context), top, levels, iova, write, fabric) {
             Ok(leaf) => leaf,
             Err(Refusal::NotPresent) => return Err(denied),
             Err(Refusal::Broken(reason)) => return Err(reason),
@@ -189,20 +190,44 @@ impl Unit {
         Ok(output)
     }
 
-    fn page(&mut self, domain: u16, top: u64, levels: u8, iova: u64, fabric: &mut Fabric) -> PageAnswer {
-        if let Some(answer) = self.caches.page(domain, iova) {
+    fn tag(&self, source: SourceId, context: Context) -> Tag {
+        Tag { domain: context.domain, source: (!self.config.caching.shared).then_some(source) }
+    }
+
+    /// Whether a request of `source` for `iova` would be answered without a look at memory.
+    pub(crate) fn has_cached(&self, source: SourceId, iova: u64) -> bool {
+        match self.caches.context(source) {
+            Some(Ok(context)) => self.caches.page(self.tag(source, context), iova).is_some(),
+            _ => false,
+        }
+    }
+
+    fn page(
+        &mut self,
+        tag: Tag,
+        top: u64,
+        levels: u8,
+        iova: u64,
+        write: bool,
+        fabric: &mut Fabric,
+    ) -> PageAnswer {
+        if let Some(answer) = self.caches.page(tag, iova) {
             return answer;
         }
-        let answer = self.walk(domain, top, levels, iova, fabric);
-        if answer.is_ok() || self.config.cap.cm() {
-            self.caches.keep_page(domain, iova, answer, &mut fabric.dice);
+        let answer = self.walk(tag, top, levels, iova, fabric);
+        let keeps = match answer {
+            Ok(leaf) => self.config.caching.denied || if write { leaf.write } else { leaf.read },
+            Err(_) => self.config.cap.cm(),
+        };
+        if keeps {
+            self.caches.keep_page(tag, iova, answer, &mut fabric.dice);
         }
         answer
     }
 
     fn walk(
         &mut self,
-        domain: u16,
+        tag: Tag,
         top: u64,
         levels: u8,
         iova: u64,
@@ -214,11 +239,11 @@ impl Unit {
             snoop_control: self.config.ecap.sc(),
         };
         let from_top = Table { address: top, level: levels - 1, read: true, write: true };
-        let start = self.caches.lowest_table(domain, iova, levels).unwrap_or(from_top);
+        let start = self.caches.lowest_table(tag, iova, levels).unwrap_or(from_top);
         let mut passed = Vec::new();
         let answer = walk::walk(start, iova, rules, |at| self.load(at, fabric), |table| passed.push(table));
-        for table in passed {
-            self.caches.keep_table(domain, iova, table, &mut fabric.dice);
+        for table in passed.into_iter().filter(|_| self.config.caching.tables) {
+            self.caches.keep_table(tag, iova, table, &mut fabric.dice);
         }
         answer
     }
