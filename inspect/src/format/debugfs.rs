@@ -1,0 +1,298 @@
+//! The columns of Linux's own files under `/sys/kernel/debug/iommu/intel`, so that `diff` with the kernel's text is empty.
+//!
+//! Each function writes the content of one file. [`all`] writes them one after another, each after a line `## NAME`.
+//! Where Linux takes something out of a driver's memory that no table holds, the idle value is written.
+
+use super::Written;
+use crate::image::Memory;
+use crate::model::{Attachment, Context, Mode, Model, Requester, Unit};
+use crate::tables::{self, Budget, Leaf, Stage, Top, Visit};
+use spec::PhysAddr;
+use spec::regs::{REGISTERS, offset};
+use spec::scalable::{PasidEntry, PasidTranslation};
+use std::io::Write;
+use std::ops::ControlFlow;
+
+/// Bytes of the register names' column.
+const FILES: [&str; 4] =
+    ["dmar_translation_struct", "iommu_regset", "invalidation_queue", "ir_translation_struct"];
+
+/// Entries that Linux looks at in an interrupt table.
+const INTERRUPT_ENTRIES: u32 = 65536;
+
+/// Every file, each after its name.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn all(out: &mut dyn Write, memory: &Memory, model: &Model) -> Written {
+    for name in FILES {
+        writeln!(out, "## {name}")?;
+        file(out, model, name)?;
+    }
+    for unit in &model.units {
+        for requester in &unit.requesters {
+            for attachment in &requester.attachments {
+                let number = attachment.pasid.map_or(0, |pasid| pasid.number);
+                let folder = if number == 0 { String::new() } else { format!("/{number:x}") };
+                let device = format!("0000:{}{folder}", requester.source);
+                writeln!(out, "## /sys/kernel/debug/iommu/intel/{device}/domain_translation_struct")?;
+                domain_translation_struct(out, memory, requester, attachment)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One of [`FILES`].
+fn file(out: &mut dyn Write, model: &Model, name: &str) -> Written {
+    match name {
+        "dmar_translation_struct" => dmar_translation_struct(out, model),
+        "iommu_regset" => iommu_regset(out, model),
+        "invalidation_queue" => invalidation_queue(out, model),
+        _ => ir_translation_struct(out, model),
+    }
+}
+
+/// Root, context and PASID entries.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn dmar_translation_struct(out: &mut dyn Write, model: &Model) -> Written {
+    for unit in &model.units {
+        let name = &unit.registers.name;
+        if unit.translating == Some(false) {
+            writeln!(out, "DMA Remapping is not enabled on {name}")?;
+            continue;
+        }
+        let root = unit.root_table().map_or(0, PhysAddr::get);
+        writeln!(out, "IOMMU {name}: Root Table Address: {root:#x}")?;
+        writeln!(out, "B.D.F\tRoot_entry\t\t\t\tContext_entry\t\t\t\tPASID\tPASID_table_entry")?;
+        for requester in unit.requesters.iter().filter(|requester| linux_looks_at(unit, requester)) {
+            for attachment in &requester.attachments {
+                let (root, context) = (requester.root, requester.context.words());
+                write!(out, "{}\t", requester.source)?;
+                write!(out, "0x{:016x}:0x{:016x}\t", root[1], root[0])?;
+                write!(out, "0x{:016x}:0x{:016x}\t", context[1], context[0])?;
+                let raw = attachment.pasid.map_or([0; 8], |pasid| pasid.entry.raw());
+                let number = attachment.pasid.map_or(-1, |pasid| i64::from(pasid.number));
+                writeln!(out, "{number:<6}\t0x{:016x}:0x{:016x}:0x{:016x}", raw[2], raw[1], raw[0])?;
+            }
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// Linux gives a bus up at the first half of it that has no context table.
+fn linux_looks_at(unit: &Unit, requester: &Requester) -> bool {
+    unit.mode != Some(Mode::Scalable) || requester.root[0] & 1 == 1
+}
+
+/// Registers.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn iommu_regset(out: &mut dyn Write, model: &Model) -> Written {
+    for unit in &model.units {
+        let registers = &unit.registers;
+        writeln!(out, "IOMMU: {} Register Base Address: {:x}", registers.name, registers.base)?;
+        writeln!(out, "Name\t\t\tOffset\t\tContents")?;
+        for bits in [32, 64] {
+            for (name, at) in linux_registers(bits) {
+                let value =
+                    if bits == 32 { registers.read32(at).map(u64::from) } else { registers.read64(at) };
+                if let Some(value) = value {
+                    writeln!(out, "{name:<16}\t0x{at:02x}\t\t0x{value:016x}")?;
+                }
+            }
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// The registers that Linux prints, of this width, in its order.
+fn linux_registers(bits: u32) -> Vec<(String, u64)> {
+    // Not printed: the commands' and the logs' registers, and what lies beyond the memory type ranges.
+    let hidden = [offset::CCMD, offset::AFLOG, offset::IQERCD];
+    let shown = |at: u64| !hidden.contains(&at) && at <= offset::MTRRDEF && !(0xa0..=0xac).contains(&at);
+    let mut list: Vec<(String, u64)> = REGISTERS
+        .iter()
+        .filter(|register| register.bits == bits && shown(register.offset))
+        .map(|register| (register.name.to_owned(), register.offset))
+        .collect();
+    list.sort_by_key(|(_, at)| *at);
+    if bits == 64 {
+        let fixed = [
+            "FIX64K_00000",
+            "FIX16K_80000",
+            "FIX16K_A0000",
+            "FIX4K_C0000",
+            "FIX4K_C8000",
+            "FIX4K_D0000",
+            "FIX4K_D8000",
+            "FIX4K_E0000",
+            "FIX4K_E8000",
+            "FIX4K_F0000",
+            "FIX4K_F8000",
+        ];
+        let fixed = fixed.iter().zip(offset::MTRR_FIXED);
+        list.extend(fixed.map(|(name, at)| (format!("MTRR_{name}"), at)));
+        for range in 0..10 {
+            let at = offset::MTRR_VARIABLE + 16 * range;
+            list.push((format!("MTRR_PHYSBASE{range}"), at));
+            list.push((format!("MTRR_PHYSMASK{range}"), at + 8));
+        }
+    }
+    list
+}
+
+/// The invalidation queue.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn invalidation_queue(out: &mut dyn Write, model: &Model) -> Written {
+    for unit in &model.units {
+        let Some(queue) = &unit.queue else { continue };
+        writeln!(out, "Invalidation queue on IOMMU: {}", unit.registers.name)?;
+        let (head, tail) = (queue.head.unwrap_or(0), queue.tail.unwrap_or(0));
+        writeln!(out, " Base: {:#x}\tHead: {head}\tTail: {tail}", queue.at.get())?;
+        let more = if queue.wide { "\t\t\tqw2\t\t\tqw3" } else { "" };
+        writeln!(out, "Index\t\tqw0\t\t\tqw1{more}\t\t\tstatus")?;
+        for (index, words) in queue.descriptors.iter().enumerate() {
+            write!(out, "{index:5}\t{:016x}\t{:016x}", words[0], words[1])?;
+            if queue.wide {
+                write!(out, "\t{:016x}\t{:016x}", words[2], words[3])?;
+            }
+            // The driver's own note: 1 while the descriptor is in use, 0 when it is free.
+            writeln!(out, "\t{:016x}", u64::from(queue.is_pending(index as u64)))?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// The interrupt tables: remapped entries, then posted ones.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn ir_translation_struct(out: &mut dyn Write, model: &Model) -> Written {
+    for unit in &model.units {
+        if unit.registers.ecap().is_some_and(|ecap| !ecap.ir()) {
+            continue;
+        }
+        writeln!(out, "Remapped Interrupt supported on IOMMU: {}", unit.registers.name)?;
+        match &unit.interrupts {
+            Some(table) if table.on != Some(false) => {
+                writeln!(out, " IR table address:{:x}", table.at.get())?;
+                writeln!(out, " Entry SrcID   DstID    Vct IRTE_high\t\tIRTE_low")?;
+                for (index, entry) in table.remapped().filter(|(index, _)| *index < INTERRUPT_ENTRIES) {
+                    let [low, high] = entry.raw();
+                    write!(out, " {index:<5} {} {:08x} {:02x}  ", entry.source(), entry.dst(), entry.v())?;
+                    writeln!(out, "{high:016x}\t{low:016x}")?;
+                }
+            }
+            _ => writeln!(out, "Interrupt Remapping is not enabled")?,
+        }
+        writeln!(out)?;
+    }
+    writeln!(out, "****\n")?;
+    for unit in &model.units {
+        if !unit.registers.cap().is_some_and(|cap| cap.pi()) {
+            continue;
+        }
+        writeln!(out, "Posted Interrupt supported on IOMMU: {}", unit.registers.name)?;
+        match &unit.interrupts {
+            Some(table) => {
+                writeln!(out, " IR table address:{:x}", table.at.get())?;
+                writeln!(out, " Entry SrcID   PDA_high PDA_low  Vct IRTE_high\t\tIRTE_low")?;
+                for (index, entry) in table.posted().filter(|(index, _)| *index < INTERRUPT_ENTRIES) {
+                    let [low, high] = entry.raw();
+                    let source = spec::SourceId::from_raw(entry.sid() as u16);
+                    let descriptor = entry.descriptor().get();
+                    write!(out, " {index:<5} {source} {:08x} {:08x} ", descriptor >> 32, descriptor as u32)?;
+                    writeln!(out, "{:02x}  {high:016x}\t{low:016x}", entry.vv())?;
+                }
+            }
+            None => writeln!(out, "Interrupt Remapping is not enabled")?,
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// The page table of a requester (with a PASID, in scalable mode).
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn domain_translation_struct(
+    out: &mut dyn Write,
+    memory: &Memory,
+    requester: &Requester,
+    attachment: &Attachment,
+) -> Written {
+    let source = requester.source;
+    let Some(top) = linux_top(requester, attachment) else { return Ok(()) };
+    match attachment.pasid {
+        None => writeln!(out, "Device 0000:{source} @{:#x}", top.table.get())?,
+        Some(pasid) => {
+            writeln!(out, "Device 0000:{source} with pasid {:x} @{:#x}", pasid.number, top.table.get())?;
+        }
+    }
+    let heads = ["IOVA_PFN", "PML5E", "PML4E", "PDPE", "PDE"];
+    writeln!(
+        out,
+        "{:<17}\t{:<18}\t{:<18}\t{:<18}\t{:<18}\tPTE",
+        heads[0], heads[1], heads[2], heads[3], heads[4]
+    )?;
+    let mut result = Ok(());
+    // Linux looks at no reserved bits here.
+    let _ = tables::walk(memory, top, None, &mut Budget::default(), &mut |visit| {
+        if let Visit::Leaf(leaf) = visit {
+            result = leaf_line(out, &leaf);
+        }
+        if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    result
+}
+
+/// The page table that Linux shows for it: in legacy mode it does not ask for the translation type.
+fn linux_top(requester: &Requester, attachment: &Attachment) -> Option<Top> {
+    let second = |table, levels| Some(Top { stage: Stage::Second, table, levels, through: None });
+    match (requester.context, attachment.pasid) {
+        (Context::Legacy(entry), _) => second(entry.top_table(), entry.levels()),
+        (Context::Scalable(_), Some(pasid)) => {
+            let entry: PasidEntry = pasid.entry;
+            match entry.translation() {
+                PasidTranslation::SecondStage => {
+                    second(entry.second_stage_table(), entry.second_stage_levels())
+                }
+                PasidTranslation::FirstStage | PasidTranslation::Nested => Some(Top {
+                    stage: Stage::First,
+                    table: entry.first_stage_table(),
+                    levels: entry.first_stage_levels(),
+                    through: None,
+                }),
+                PasidTranslation::PassThrough | PasidTranslation::Reserved(_) => None,
+            }
+        }
+        (Context::Scalable(_), None) => None,
+    }
+}
+
+/// One leaf with the entries above it; columns below the leaf stay away.
+fn leaf_line(out: &mut dyn Write, leaf: &Leaf<'_>) -> Written {
+    let mut by_level = [0_u64; tables::MAX_LEVELS];
+    for step in leaf.path {
+        by_level[usize::from(step.level)] = step.raw;
+    }
+    // Linux sums the address up without extending its sign.
+    let iova = leaf.iova & (u64::MAX >> 7);
+    write!(out, "0x{:013x} |", iova >> 12)?;
+    for (level, raw) in by_level.iter().enumerate().rev() {
+        if level >= usize::from(leaf.level) || level >= 2 {
+            write!(out, "\t0x{raw:016x}")?;
+        }
+    }
+    writeln!(out)
+}
