@@ -394,6 +394,32 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them, the gravest first.
+    pub const ALL: [Self; 22] = [
+        Self::Refused,
+        Self::Failed,
+        Self::TranslationOff,
+        Self::SoundBroken,
+        Self::SoundMissing,
+        Self::NotCutOff,
+        Self::StaleTranslation,
+        Self::MemoryChanged,
+        Self::NoAttempt,
+        Self::FaultUnreported,
+        Self::PreservedFault,
+        Self::UnattributedFault,
+        Self::TransferLost,
+        Self::TransferIdle,
+        Self::CaptureLost,
+        Self::ContentChanged,
+        Self::AuditViolation,
+        Self::AuditMissing,
+        Self::DomainBlocked,
+        Self::CutOffUnconfirmed,
+        Self::Misuse,
+        Self::RecordIncomplete,
+    ];
+
     /// As it stands in the JSON.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -118,7 +118,8 @@ pub(crate) fn audit(audit: &Audit) -> String {
 
 /// The gap, and each one where there are several.
 pub(crate) fn gap(report: &Report) -> String {
-    let each: Vec<String> = report.updates.iter().map(|u| duration(u.gap_ns())).collect();
+    let each: Vec<String> =
+        report.updates.iter().filter(|u| u.adopted_ns > u.jump_ns).map(|u| duration(u.gap_ns())).collect();
     match each.len() {
         0 => "none".to_owned(),
         1 => each[0].clone(),

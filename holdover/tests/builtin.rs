@@ -66,6 +66,16 @@ fn every_mistake_is_found_and_told_apart() {
     let refused = run(&["--mutant", "stray-leaf"]);
     refused.assert_found(&[Kind::Refused, Kind::AuditViolation], &[]);
     assert_eq!(refused.report.outcome, Outcome::Refused);
+    let late = run(&["--mutant", "late-stray-leaf"]);
+    late.assert_found(
+        &[Kind::AuditViolation, Kind::DomainBlocked, Kind::TransferLost],
+        // The domain's requester is blocked like any other.
+        &[Kind::PreservedFault],
+    );
+    let broken = run(&["--mutant", "broken-handover"]);
+    assert_eq!((broken.status, broken.report.outcome), (1, Outcome::Failed));
+    assert!(broken.report.findings.iter().any(|f| f.kind == Kind::Failed && f.words.contains("digest")));
+    assert!(broken.report.translation_enabled_throughout);
 }
 
 #[test]

@@ -119,6 +119,27 @@ fn a_leaf_that_leaves_preserved_memory_is_refused_before_the_jump() {
 }
 
 #[test]
+fn a_domain_that_is_bent_after_the_seal_is_blocked_alone() {
+    let late = run(&["--mutant", "late-stray-leaf"]);
+    late.assert_found(
+        &[Kind::AuditViolation, Kind::DomainBlocked, Kind::TransferLost],
+        // The domain's requester is blocked like any other.
+        &[Kind::PreservedFault],
+    );
+    assert_eq!(late.report.outcome, Outcome::Completed);
+    assert_eq!(late.report.witness.discontinuities, 0, "the others go on");
+}
+
+#[test]
+fn a_handover_that_cannot_be_read_leaves_translation_on_and_everything_blocked() {
+    let broken = run(&["--mutant", "broken-handover"]);
+    assert_eq!((broken.status, broken.report.outcome), (1, Outcome::Failed));
+    assert!(broken.report.findings.iter().any(|f| f.kind == Kind::Failed && f.words.contains("digest")));
+    assert!(broken.report.translation_enabled_throughout);
+    assert!(broken.report.cut_off.iter().all(|c| c.attempts_let_through == 0 && c.memory_intact));
+}
+
+#[test]
 fn two_runs_that_count_instructions_are_the_same_bit_for_bit() {
     let directory = tempfile::tempdir().unwrap();
     let [first, second] = ["1.wav", "2.wav"].map(|name| {
@@ -164,7 +185,7 @@ fn a_run_that_takes_longer_than_allowed_is_stopped_and_says_so() {
         "{:?}",
         ran.report.findings
     );
-    assert!(ran.errors.contains("wrote last"), "{}", ran.errors);
+    assert!(ran.errors.contains("The kernels wrote"), "{}", ran.errors);
 }
 
 #[test]

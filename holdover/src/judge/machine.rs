@@ -130,7 +130,9 @@ fn cut_off(report: &mut Report, record: &Record, account: &Account) {
         } else if traffic.blocked == 0 && report.outcome == Outcome::Completed {
             report.find(Kind::NoAttempt, format!("{requester} made no attempt after the cut-off"));
         }
-        let told = report.evidence.faults.iter().any(|f| f.requester == requester && f.who == "cut_off");
+        // A unit that says it lost records has told of the fault, if not whose it was.
+        let told = report.faults.overflows > 0
+            || report.evidence.faults.iter().any(|f| f.requester == requester && f.who == "cut_off");
         if traffic.blocked > 0 && !told && report.outcome == Outcome::Completed {
             let blocked = count(traffic.blocked, "request");
             report.find(

@@ -73,14 +73,6 @@ fn a_result_survives_being_written_and_read() {
 }
 
 #[test]
-fn the_names_of_findings_are_those_of_the_json() {
-    for finding in samples::dirty().findings {
-        let value = serde_json::to_value(finding.kind).unwrap();
-        assert_eq!(value, finding.kind.name());
-    }
-}
-
-#[test]
 fn translation_that_goes_off_in_the_gap_is_found_and_told_where() {
     let report = report(trace_with(Mark::Arrived, &[Entry::Enable(false), Entry::Enable(true)]));
     assert!(!report.translation_enabled_throughout);
@@ -145,6 +137,17 @@ fn a_fault_of_a_preserved_requester_is_found_even_when_no_kernel_tells() {
 fn a_blocked_attempt_that_no_kernel_reports_is_found() {
     let gone = without(|e| matches!(e, Event::Fault { requester, .. } if requester == "0000:01:00.0"));
     assert_eq!(kinds(gone), [Kind::FaultUnreported]);
+}
+
+#[test]
+fn a_unit_that_says_it_lost_records_has_told_of_the_fault() {
+    let lost = |record: &mut Record| {
+        without(|e| matches!(e, Event::Fault { requester, .. } if requester == "0000:01:00.0"))(record);
+        record.serial.events.push(Event::FaultOverflow { unit: "0000@0xfed90000".into(), times: 1 });
+    };
+    let report = report(lost);
+    assert_eq!(report.findings, []);
+    assert_eq!(report.faults.overflows, 1);
 }
 
 #[test]
@@ -328,4 +331,40 @@ fn a_second_update_is_told_apart_from_the_first() {
     assert_eq!(report.witness.samples_in_gap, 1800);
     assert_eq!(report.gap_ns, 2 * report.updates[0].gap_ns());
     assert_eq!(report.releases.incoming, "0.1.0-c");
+}
+
+/// The user's page on the command.
+const PAGE: &str = include_str!("../../../docs/update.md");
+
+#[test]
+fn every_field_of_the_result_is_documented() {
+    let mut waiting = vec![serde_json::to_value(samples::dirty()).unwrap()];
+    while let Some(value) = waiting.pop() {
+        match value {
+            serde_json::Value::Object(fields) => {
+                for (name, value) in fields {
+                    let found = ["`", "."].iter().any(|before| {
+                        ["`", "[]`", ".", "[]."]
+                            .iter()
+                            .any(|after| PAGE.contains(&format!("{before}{name}{after}")))
+                    });
+                    assert!(found, "{name} is not documented");
+                    waiting.push(value);
+                }
+            }
+            serde_json::Value::Array(values) => waiting.extend(values),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_finding_and_every_mistake_is_documented() {
+    for kind in Kind::ALL {
+        assert!(PAGE.contains(&format!("`{}`", kind.name())), "{kind:?} is not documented");
+        assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+    }
+    for mutant in scenario::story::Mutant::ALL {
+        assert!(PAGE.contains(&format!("| `{}` |", mutant.name())), "{mutant:?} is not documented");
+    }
 }

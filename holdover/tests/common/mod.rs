@@ -46,8 +46,14 @@ impl Ran {
         assert_eq!(requesters, [("0000:00:04.0", true), ("0000:01:00.0", false)]);
         for c in cut_off {
             assert!(c.attempts_blocked >= 1 && c.attempts_let_through == 0 && c.memory_intact, "{c:?}");
-            let told =
-                self.report.evidence.faults.iter().any(|f| f.requester == c.requester && f.who == "cut_off");
+            // A machine that is held up may get both faults at once; a unit with one record then says that it lost one.
+            let told = faults.overflows > 0
+                || self
+                    .report
+                    .evidence
+                    .faults
+                    .iter()
+                    .any(|f| f.requester == c.requester && f.who == "cut_off");
             assert!(told, "no kernel reported the fault of {}", c.requester);
         }
         let preserved: Vec<_> = self.report.preserved.iter().map(|p| p.requester.as_str()).collect();
