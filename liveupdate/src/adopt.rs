@@ -124,7 +124,8 @@ impl<'s> Opened<'s> {
     /// Marks the domains that a finding speaks against.
     fn mark(&mut self, finding: &audit::Finding) {
         let domain = finding.domain.and_then(|token| self.book.domains.find(|d| d.token.0 == token));
-        let owner = finding.requester.and_then(|r| self.book.owner(r.segment, r.source)).map(|k| k.domain);
+        let owner =
+            finding.requester.and_then(|r| self.book.owners(r.segment, r.source).next()).map(|k| k.domain);
         if let Some(index) = domain.map(|(i, _)| i).or(owner) {
             return self.block(|_, other| other == index);
         }
@@ -197,7 +198,10 @@ impl<'s> Checked<'s> {
         }
         let mut forgotten = true;
         for (index, kept) in book.units.iter() {
-            let Some(unit) = host.unit(kept.id) else { continue };
+            let Some(unit) = host.unit(kept.id) else {
+                forgotten = false;
+                continue;
+            };
             let keep = |kept: &Kept| is_sound(book.domains.get(kept.domain));
             let report_entry = &mut |event| {
                 forgotten &= is_done(&event);
@@ -365,7 +369,12 @@ impl<'s, H: Host> Incoming<'_, 's, H> {
         for (index, kept) in book.requesters.iter().filter(|(_, k)| left(k)) {
             let Some(unit) = book.units.get(kept.unit).and_then(|u| host.unit(u.id)) else { continue };
             unit.locked(ctx, |atomic| {
-                book.for_each_source(index, &mut |s| cut_off_one(host, unit, atomic, kept, s, report));
+                book.for_each_source(index, &mut |source| {
+                    // An alias that somebody retrieved shares stays.
+                    if !book.owners(kept.requester.segment, source).any(|k| k.retrieved) {
+                        cut_off_one(host, unit, atomic, kept, source, report);
+                    }
+                });
             });
             cut += 1;
         }

@@ -207,16 +207,23 @@ impl<'s> Book<'s> {
         self.regions.get(index).filter(|r| r.token == token).map(|_| index)
     }
 
-    /// The preserved requester that owns `source` on `segment`, itself or by an alias.
-    pub(crate) fn owner(&self, segment: Segment, source: SourceId) -> Option<&Kept> {
-        let direct = self.requesters.find(|k| k.requester == Requester::new(segment, source));
-        if let Some((_, kept)) = direct {
-            return Some(kept);
-        }
-        self.aliases
-            .iter()
-            .filter(|(_, a)| a.source == source)
-            .find_map(|(_, a)| self.requesters.get(a.requester).filter(|k| k.requester.segment == segment))
+    /// The preserved requesters that own `source` on `segment`, itself or by an alias. Several may share an alias: those
+    /// behind one bridge, whose domain is one too.
+    pub(crate) fn owners(&self, segment: Segment, source: SourceId) -> impl Iterator<Item = &Kept> {
+        let own = self.requesters.iter().map(|(_, k)| k).filter(move |k| k.requester.source == source);
+        let aliases = self.aliases.iter().filter(move |(_, a)| a.source == source);
+        let by_alias = aliases.filter_map(|(_, a)| self.requesters.get(a.requester));
+        own.chain(by_alias).filter(move |k| k.requester.segment == segment)
+    }
+
+    /// Whether anybody preserved owns `source` on `segment`.
+    pub(crate) fn is_owned(&self, segment: Segment, source: SourceId) -> bool {
+        self.owners(segment, source).next().is_some()
+    }
+
+    /// Whether this very requester is preserved.
+    pub(crate) fn is_kept(&self, requester: Requester) -> bool {
+        self.requesters.find(|k| k.requester == requester).is_some()
     }
 
     /// Whether a requester of the domain at `domain` lives on the unit at `unit`.

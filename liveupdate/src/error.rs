@@ -88,13 +88,13 @@ pub enum PreserveError {
         /// The limit.
         limit: usize,
     },
-    /// The requester is preserved already, itself or as an alias of another.
+    /// The requester is preserved already.
     AlreadyPreserved(Requester),
-    /// An alias of the requester is preserved already with another requester: neither could be cut off alone.
+    /// The requester shares a source-id with another preserved requester, but not its domain.
     AliasTaken {
         /// Who.
         requester: Requester,
-        /// The alias.
+        /// The source-id.
         alias: SourceId,
     },
     /// The tables changed while they were being preserved: try again.
@@ -149,7 +149,7 @@ impl fmt::Display for PreserveError {
                 write!(f, "{requester} has more than {limit} aliases")
             }
             Self::AliasTaken { requester, alias } => {
-                write!(f, "alias {alias} of {requester} is preserved with another requester already")
+                write!(f, "{alias} of {requester} is preserved with another requester, in another domain")
             }
             Self::AlreadyPreserved(r) => write!(f, "{r} is preserved already"),
             Self::Changed(r) => write!(f, "the context entry of {r} changed meanwhile: try again"),

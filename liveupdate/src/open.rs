@@ -4,17 +4,20 @@
 //! lengths and digest, then the records, each by its own length; unknown kinds are skipped. What comes out is a book whose
 //! references all hold; what it says about hardware is checked by the audit, not here.
 
+mod error;
+
+pub use error::{OpenError, Part};
+
 use crate::book::{
     AliasOf, Book, ContextRun, Domain, DomainState, Kept, KeptUnit, Region, RegionKind, Storage, TableRun,
     Token,
 };
-use crate::error::Full;
 use crate::freeze::MAX_SCRATCH;
 use crate::host::{NoMemory, TableMemory};
 use crate::radix::{self, MapError};
 use spec::context::ContextEntry;
 use spec::handover::{self, Header, RecordHeader, kind};
-use spec::kho::{KhoError, Root};
+use spec::kho::Root;
 use spec::xxh64::Hasher;
 use spec::{Extent, Frame, PAGE_SIZE, PhysAddr, Requester, Segment, SourceId, UnitId};
 use zerocopy::{FromBytes, IntoBytes};
@@ -25,110 +28,6 @@ const FDT_BYTES: usize = PAGE_SIZE as usize;
 const BODY_WORDS: usize = 10;
 /// Largest number of nodes that a preserved-memory map may have.
 const MAX_MAP_NODES: u64 = 1 << 18;
-
-/// Why a handover cannot be opened. Nothing was adopted: the incoming kernel leaves the units as they are and every
-/// device where it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// A part of it lies where there is no memory, or not where such a part can lie.
-    Nowhere(Part, PhysAddr),
-    /// The FDT is no KHO container.
-    Kho(KhoError),
-    /// The container holds no handover of ours.
-    NoHandover,
-    /// The blob does not open with our magic.
-    Magic([u8; 8]),
-    /// The blob was written for readers from another version on.
-    Version {
-        /// Oldest reader that understands it.
-        needs: u32,
-        /// What this release reads.
-        reads: u32,
-    },
-    /// A length that cannot be.
-    Length {
-        /// Of what.
-        part: Part,
-        /// The length in bytes.
-        bytes: u64,
-    },
-    /// The digest over the blob is another one.
-    Digest {
-        /// In the blob.
-        sealed: u64,
-        /// Of what lies there.
-        found: u64,
-    },
-    /// A record that cannot be.
-    Record {
-        /// Which record, from 0.
-        ordinal: u32,
-        /// Its kind.
-        kind: u16,
-        /// What is wrong with it, in words.
-        what: &'static str,
-    },
-    /// The blob has no release record.
-    NoRelease,
-    /// Two things of the handover share frames, or a frame lies in two of them.
-    Overlap(Extent),
-    /// Two things of the handover have the same name.
-    TokenTwice(Token),
-    /// More of something than this kernel has storage for.
-    Full(Full),
-}
-
-/// A part of the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// The FDT.
-    Fdt,
-    /// The blob.
-    Blob,
-    /// A record of the blob.
-    Record,
-}
-
-impl core::fmt::Display for Part {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(match self {
-            Self::Fdt => "FDT",
-            Self::Blob => "blob",
-            Self::Record => "record",
-        })
-    }
-}
-
-impl core::fmt::Display for OpenError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Nowhere(part, at) => write!(f, "the handover's {part} cannot lie at {at}"),
-            Self::Kho(e) => write!(f, "no KHO container: {e}"),
-            Self::NoHandover => write!(f, "the KHO container has no subnode `{}`", handover::SUBNODE),
-            Self::Magic(m) => write!(f, "the handover opens with {m:02x?}"),
-            Self::Version { needs, reads } => {
-                write!(f, "the handover needs a reader of version {needs}, this release reads {reads}")
-            }
-            Self::Length { part, bytes } => write!(f, "a {part} of {bytes} bytes cannot be"),
-            Self::Digest { sealed, found } => {
-                write!(f, "the handover was sealed with digest {sealed:#x}, but has {found:#x}")
-            }
-            Self::Record { ordinal, kind, what } => write!(f, "record {ordinal} (kind {kind}): {what}"),
-            Self::Overlap(e) => write!(f, "the handover uses {e} for two things"),
-            Self::TokenTwice(t) => write!(f, "token {t} names two things of the handover"),
-            Self::NoRelease => write!(f, "the handover does not say who wrote it"),
-            Self::Full(e) => e.fmt(f),
-        }
-    }
-}
-impl core::error::Error for OpenError {}
-
-impl From<Full> for OpenError {
-    fn from(e: Full) -> Self {
-        Self::Full(e)
-    }
-}
 
 /// A handover whose records hold together. Nothing in it has been held against hardware yet.
 #[derive(Debug)]
@@ -437,7 +336,7 @@ impl Opened<'_> {
         if self.book.units.get(unit).is_none_or(|u| u.id.segment != requester.segment) {
             return Err(body.wrong("the requester's segment is not its unit's"));
         }
-        if self.book.owner(requester.segment, requester.source).is_some() {
+        if self.book.is_kept(requester) {
             return Err(body.wrong("the requester is listed twice"));
         }
         let entry = ContextEntry::from_raw(record.context);
@@ -446,6 +345,7 @@ impl Opened<'_> {
             return Err(body.wrong("the context entry does not lead to the requester's domain"));
         }
         let kept = Kept { token, requester, entry, unit, domain, retrieved: false };
+        self.check_shared(body, &kept, requester.source)?;
         self.book.requesters.insert(kept)?;
         if let Some(unit) = self.book.units.get_mut(unit) {
             unit.requesters += 1;
@@ -459,11 +359,22 @@ impl Opened<'_> {
         let requester = requester.ok_or(body.wrong("no such requester"))?;
         let source = SourceId::from_raw(record.source);
         let Some(kept) = self.book.requesters.get(requester).copied() else { return Ok(()) };
-        if self.book.owner(kept.requester.segment, source).is_some() {
+        let twice = self.book.aliases.find(|a| a.requester == requester && a.source == source).is_some();
+        if twice || source == kept.requester.source {
             return Err(body.wrong("the alias is listed twice"));
         }
+        self.check_shared(body, &kept, source)?;
         self.book.aliases.insert(AliasOf { requester, source })?;
         self.count_context(body, kept.unit, source)
+    }
+
+    /// Requesters that share a source-id share its entry: unit, domain and all.
+    fn check_shared(&self, body: &Body, kept: &Kept, source: SourceId) -> Result<(), OpenError> {
+        let same = |k: &Kept| (k.unit, k.domain, k.entry) == (kept.unit, kept.domain, kept.entry);
+        match self.book.owners(kept.requester.segment, source).all(same) {
+            true => Ok(()),
+            false => Err(body.wrong("it shares a source-id with a requester of another domain")),
+        }
     }
 
     /// A source-id needs the context table of its bus.

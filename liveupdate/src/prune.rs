@@ -150,8 +150,8 @@ impl<H: Host> Pruning<'_, '_, H> {
     }
 
     fn entry_stays(&self, requester: Requester) -> bool {
-        let owner = self.book.owner(requester.segment, requester.source);
-        owner.is_some_and(|k| k.unit == self.index && (self.keep)(k))
+        let mut owners = self.book.owners(requester.segment, requester.source);
+        owners.any(|k| k.unit == self.index && (self.keep)(k))
     }
 }
 

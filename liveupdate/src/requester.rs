@@ -38,18 +38,18 @@ impl<H: Host> Outgoing<'_, '_, H> {
         requester: Requester,
     ) -> Result<(), PreserveError> {
         self.check_token(token)?;
-        if self.book.owner(requester.segment, requester.source).is_some() {
+        if self.book.is_kept(requester) {
             return Err(PreserveError::AlreadyPreserved(requester));
         }
         let host = self.host;
         let sources = self.sources_of(requester)?;
-        let taken = |s: &SourceId| self.book.owner(requester.segment, *s).is_some();
-        if let Some(alias) = sources.iter().find(taken) {
-            return Err(PreserveError::AliasTaken { requester, alias });
-        }
         let unit = host.unit_for(requester).ok_or(PreserveError::NoUnit(requester))?;
         let before = unit.locked(ctx, |_| read(host, unit, requester, &sources))?;
         let domain = self.check_domain(requester, before.entry)?;
+        let taken = |s: &SourceId| self.book.owners(requester.segment, *s).any(|k| k.domain != domain);
+        if let Some(alias) = sources.iter().find(taken) {
+            return Err(PreserveError::AliasTaken { requester, alias });
+        }
         self.check_places(unit.id(), requester, &before)?;
         self.check_domain_id(requester, unit.id(), domain, before.entry)?;
         self.commit_requester(ctx, token, requester, unit, &sources, before, domain)

@@ -178,7 +178,7 @@ fn unit_digest<M: TableMemory>(memory: &M, book: &Book<'_>, unit: usize) -> Resu
         for devfn in 0..spec::context::ENTRIES {
             let devfn = devfn as u8;
             let source = spec::SourceId::from_raw(u16::from(run.bus) << 8 | u16::from(devfn));
-            let stays = book.owner(kept.id.segment, source).is_some();
+            let stays = book.is_owned(kept.id.segment, source);
             let entry = if stays { roots::context_entry(memory, run.table, devfn)?.raw() } else { [0; 2] };
             hasher.update_words(&entry);
         }

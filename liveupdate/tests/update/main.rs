@@ -1,0 +1,17 @@
+//! The live update from outside, over a machine that is honest: see [`common`].
+//!
+//! Tests named `lesson_NN_...` guard a lesson of the design's list of mistakes that others paid for.
+
+mod adoption;
+mod all_or_nothing;
+mod bridge;
+mod common;
+mod cut_off;
+mod drift;
+mod finish;
+mod foreign;
+mod map;
+mod order;
+mod refusals;
+mod releases;
+mod scattered;
