@@ -9,7 +9,7 @@ use crate::image::{self, FRAME_WORDS, Image};
 use core::mem::size_of;
 use spec::handover::{
     Alias, ContextTable, Domain, DomainIdUse, DomainTables, Header, MAGIC, MAX_BYTES, OLDEST_READABLE,
-    RecordHeader, Region, Release, RequesterRecord, SUBNODE, Scratch, Unit, VERSION, kind,
+    RecordHeader, Region, Release, RequesterRecord, SUBNODE, Scratch, Unit, VERSION, kind, least_body,
 };
 use spec::kho::Root;
 use spec::xxh64::Hasher;
@@ -298,27 +298,29 @@ impl<I: Image + ?Sized> Records<'_, I> {
             return Err(Unreadable::Length { at, bytes, room: self.room });
         }
         let record = match header.kind {
-            kind::RELEASE => Record::Release(self.body(bytes)?),
-            kind::SCRATCH => Record::Scratch(self.body(bytes)?),
-            kind::UNIT => Record::Unit(self.body(bytes)?),
-            kind::CONTEXT_TABLE => Record::ContextTable(self.body(bytes)?),
-            kind::REGION => Record::Region(self.body(bytes)?),
-            kind::DOMAIN => Record::Domain(self.body(bytes)?),
-            kind::DOMAIN_TABLES => Record::DomainTables(self.body(bytes)?),
-            kind::DOMAIN_ID => Record::DomainId(self.body(bytes)?),
-            kind::REQUESTER => Record::Requester(self.body(bytes)?),
-            kind::ALIAS => Record::Alias(self.body(bytes)?),
+            kind::RELEASE => Record::Release(self.body(header.kind, bytes)?),
+            kind::SCRATCH => Record::Scratch(self.body(header.kind, bytes)?),
+            kind::UNIT => Record::Unit(self.body(header.kind, bytes)?),
+            kind::CONTEXT_TABLE => Record::ContextTable(self.body(header.kind, bytes)?),
+            kind::REGION => Record::Region(self.body(header.kind, bytes)?),
+            kind::DOMAIN => Record::Domain(self.body(header.kind, bytes)?),
+            kind::DOMAIN_TABLES => Record::DomainTables(self.body(header.kind, bytes)?),
+            kind::DOMAIN_ID => Record::DomainId(self.body(header.kind, bytes)?),
+            kind::REQUESTER => Record::Requester(self.body(header.kind, bytes)?),
+            kind::ALIAS => Record::Alias(self.body(header.kind, bytes)?),
             kind => Record::Unknown { kind },
         };
         Ok(Located { at, bytes, record })
     }
 
-    fn body<T: FromBytes>(&self, bytes: u64) -> Result<T, Unreadable> {
-        // A record may be longer than the fields that this reader knows, never shorter.
-        if bytes.saturating_sub(RECORD_HEADER_BYTES) < size_of::<T>() as u64 {
+    fn body<T: FromBytes>(&self, kind: u16, bytes: u64) -> Result<T, Unreadable> {
+        // A record may be longer than the fields that this reader knows, and as short as the first release wrote it.
+        let length = bytes.saturating_sub(RECORD_HEADER_BYTES);
+        let least = least_body(kind).unwrap_or(size_of::<T>());
+        if length < least as u64 {
             return Err(Unreadable::Length { at: self.at, bytes, room: self.room });
         }
-        image::structure(self.image, self.at.plus(RECORD_HEADER_BYTES))
+        image::structure_of(self.image, self.at.plus(RECORD_HEADER_BYTES), length)
             .map_err(Unreadable::missing("records"))
     }
 }

@@ -52,9 +52,18 @@ pub(crate) fn word<I: Image + ?Sized>(image: &I, at: PhysAddr) -> Result<u64, Mi
 
 /// A wire structure of at most 96 bytes, a multiple of 8, at `at`.
 pub(crate) fn structure<I: Image + ?Sized, T: FromBytes>(image: &I, at: PhysAddr) -> Result<T, Missing> {
+    structure_of(image, at, size_of::<T>() as u64)
+}
+
+/// The same of which only `length` bytes, a multiple of 8, may be there: the rest is zero.
+pub(crate) fn structure_of<I: Image + ?Sized, T: FromBytes>(
+    image: &I,
+    at: PhysAddr,
+    length: u64,
+) -> Result<T, Missing> {
     let mut words = [0u64; 12];
-    let wanted = words.get_mut(..size_of::<T>().div_ceil(8)).ok_or(Missing { at })?;
-    image.read(at, wanted)?;
-    let bytes = wanted.as_bytes().get(..size_of::<T>()).unwrap_or_default();
+    let there = usize::try_from(length).unwrap_or(usize::MAX).min(size_of::<T>());
+    image.read(at, words.get_mut(..there.div_ceil(8)).ok_or(Missing { at })?)?;
+    let bytes = words.as_bytes().get(..size_of::<T>()).unwrap_or_default();
     T::read_from_bytes(bytes).map_err(|_| Missing { at })
 }
