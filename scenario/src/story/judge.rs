@@ -5,7 +5,7 @@ use super::scene::Scene;
 use super::trouble::Trouble;
 use super::update::target_difference;
 use crate::event::Event;
-use crate::hda::FRAME_BYTES;
+use crate::hda::{FRAME_BYTES, RATE};
 use crate::platform::Platform;
 use crate::text;
 use alloc::string::ToString;
@@ -61,13 +61,15 @@ fn capture<P: Platform + ?Sized>(scene: &mut Scene<'_, '_, P>) -> Result<(), Tro
     Ok(())
 }
 
-/// Lets the tune play until there is enough of it to judge.
+/// Lets the tune play until there is enough of it to judge, and for a second more however long the update took: what
+/// happened to memory must have been heard.
 pub(crate) fn performance<P: Platform + ?Sized>(scene: &mut Scene<'_, '_, P>) -> Result<(), Trouble> {
     let platform = scene.platform();
     let start = platform.now();
+    let enough = plan::FRAMES_TO_PLAY.max(scene.playing.position().frames + RATE);
     loop {
         let position = scene.playing.position();
-        if position.frames >= plan::FRAMES_TO_PLAY {
+        if position.frames >= enough {
             break;
         }
         if platform.now().saturating_sub(start) > LIMIT {
