@@ -12,7 +12,7 @@ use crate::requester::Sources;
 use crate::roots;
 use crate::wire::{self, About, Registers};
 use spec::handover::{self, Header};
-use spec::{Extent, PAGE_SIZE, PhysAddr};
+use spec::{Extent, PAGE_SIZE, PhysAddr, SourceId, UnitId};
 
 /// Most units that one machine may have.
 pub const MAX_UNITS: usize = 64;
@@ -53,6 +53,7 @@ pub struct Container {
 
 /// A sealed handover, and the right to cut off and jump. Nothing that is reachable from here on allocates, sleeps or fails.
 #[derive(Debug)]
+#[must_use = "cut off and jump, or unfreeze"]
 pub struct Sealed<'h, 's, H: Host> {
     pub(crate) outgoing: Outgoing<'h, 's, H>,
     /// Where the handover lies.
@@ -127,6 +128,7 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
         for (index, kept) in self.book.units.iter() {
             let drifted = |what| FreezeError::Drifted { requester: None, unit: kept.id, what };
             let unit = self.host.unit(kept.id).ok_or(drifted("the unit is gone"))?;
+            self.check_aliases(index, kept.id)?;
             unit.locked(ctx, |_| {
                 if !unit.status().tes() {
                     return Err(drifted("translation is off"));
@@ -134,34 +136,49 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
                 if unit.root().table() != kept.root || unit.root().ttm() != 0 {
                     return Err(drifted("another root table or mode is in use"));
                 }
-                self.check_requesters(index, unit)
+                self.check_entries(index, unit)
             })?;
         }
         Ok(())
     }
 
-    fn check_requesters(&self, unit_index: usize, unit: &H::Unit) -> Result<(), FreezeError> {
+    /// That every requester of the unit at `unit_index` is still a PCI function and has no alias that was not preserved.
+    fn check_aliases(&self, unit_index: usize, unit: UnitId) -> Result<(), FreezeError> {
         for (index, kept) in self.book.requesters.iter().filter(|(_, k)| k.unit == unit_index) {
-            let drifted =
-                |what| FreezeError::Drifted { requester: Some(kept.requester), unit: unit.id(), what };
+            let drifted = |what| FreezeError::Drifted { requester: Some(kept.requester), unit, what };
             let mut now = Sources::new(kept.requester.source);
             if self.host.aliases(kept.requester, &mut |s| now.add(s)) == RequesterKind::Other {
                 return Err(drifted("the function is gone"));
             }
-            let mut recorded = Sources::new(kept.requester.source);
-            self.book.for_each_source(index, &mut |s| recorded.add(s));
+            let recorded = self.sources_at(index, kept.requester.source);
             if now.too_many || now.iter().any(|s| !recorded.iter().any(|r| r == s)) {
                 return Err(drifted("it has an alias that was not preserved"));
             }
-            for source in recorded.iter() {
+        }
+        Ok(())
+    }
+
+    /// That the entries of every requester of the unit at `unit_index` are those that were preserved.
+    fn check_entries(&self, unit_index: usize, unit: &H::Unit) -> Result<(), FreezeError> {
+        for (index, kept) in self.book.requesters.iter().filter(|(_, k)| k.unit == unit_index) {
+            let what = "its context entry changed";
+            let drifted = FreezeError::Drifted { requester: Some(kept.requester), unit: unit.id(), what };
+            for source in self.sources_at(index, kept.requester.source).iter() {
                 let table = self.book.context_of(unit_index, source.bus()).map(|(_, c)| c.table);
                 match roots::find(self.host, unit.root().table(), source)? {
                     Some((at, entry)) if Some(at) == table && entry == kept.entry => {}
-                    _ => return Err(drifted("its context entry changed")),
+                    _ => return Err(drifted),
                 }
             }
         }
         Ok(())
+    }
+
+    /// The source-ids recorded for the requester at `index`.
+    fn sources_at(&self, index: usize, own: SourceId) -> Sources {
+        let mut recorded = Sources::new(own);
+        self.book.for_each_source(index, &mut |s| recorded.add(s));
+        recorded
     }
 
     /// Gets and marks the frames of the handover, sized by a dry run.

@@ -190,7 +190,7 @@ fn with_id(unit: usize, did: u64, domain: fn(&Scene) -> Tables) -> Result<(), Pr
     if result.is_err() {
         assert_eq!((scene.machine.snapshot(), outgoing.totals()), before);
     } else {
-        freeze(outgoing, &mut ctx).unwrap();
+        let _sealed = freeze(outgoing, &mut ctx).unwrap();
     }
     result
 }

@@ -92,5 +92,5 @@ fn a_domain_of_thousands_of_scattered_tables_is_preserved_and_taken_back_in_a_mo
     }
     outgoing.preserve_domain(&mut ctx, Token(2), dense.of()).unwrap();
     assert_eq!(outgoing.totals().table_runs, 1);
-    freeze(outgoing, &mut ctx).unwrap();
+    let _sealed = freeze(outgoing, &mut ctx).unwrap();
 }

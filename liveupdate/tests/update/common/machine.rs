@@ -299,6 +299,7 @@ impl Host for Machine {
         self.clock.replace(self.clock.get() + 1000)
     }
     fn log(&self, _: Level, message: std::fmt::Arguments<'_>) {
+        self.may_sleep("the log");
         self.logged.borrow_mut().push(message.to_string());
     }
     fn hold_mappings(&self, _: &mut MaySleep, top_table: PhysAddr, held: bool) {
@@ -315,6 +316,7 @@ impl Host for Machine {
         }
     }
     fn aliases(&self, requester: Requester, f: &mut dyn FnMut(SourceId)) -> RequesterKind {
+        self.may_sleep("the enumeration of aliases");
         if !self.functions.borrow().contains(&requester) {
             return RequesterKind::Other;
         }
