@@ -65,7 +65,8 @@ pub trait Hal: TableMemory {
     /// Lets a little time pass in a polling loop.
     fn relax(&self);
     /// `count` adjacent zeroed frames for tables and queues, at a multiple of `align` frames (a power of two). They may
-    /// be preserved across an update: outside scratch memory.
+    /// be preserved across an update: outside scratch memory. Walks of every unit see the zeroes when this returns (on a
+    /// unit with ECAP.C = 0: every line is flushed); what a walk finds instead, it takes for entries.
     fn allocate(&self, ctx: &mut MaySleep, count: u64, align: u64) -> Option<Extent>;
     /// Gives frames of [`Self::allocate`] back, or frames that came with an adopted domain.
     fn free(&self, ctx: &mut MaySleep, run: Extent);

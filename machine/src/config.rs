@@ -7,6 +7,8 @@ use spec::{Segment, SourceId, UnitId};
 
 /// CAP of QEMU's unit without its widths.
 const QEMU_CAP: u64 = 0x00d2_008c_2220_0006;
+/// Left by whatever ran before: a table full of it has present entries.
+const RESIDUE: u64 = 0x7c7c_7c7c_7c7c_7c7f;
 /// ECAP of QEMU's unit.
 const QEMU_ECAP: u64 = 0x0000_0000_00f0_0f4a;
 
@@ -21,6 +23,8 @@ pub struct MachineConfig {
     pub host_width: u8,
     /// The remapping units, in the order of the DMAR table. One that covers everything else must come last.
     pub units: Vec<UnitConfig>,
+    /// What every word of memory holds when the first kernel starts, but for firmware's tables. Few machines start with zeroes.
+    pub residue: u64,
     /// What the capture stream brings.
     pub capture: Capture,
     /// Requesters beside the devices, on no list: they ask and ask.
@@ -111,6 +115,7 @@ impl MachineConfig {
             memory,
             host_width: address_width,
             units: vec![UnitConfig::qemu_like(address_width)],
+            residue: RESIDUE,
             capture: Capture::default(),
             chatter: Vec::new(),
             faults: Faults::default(),

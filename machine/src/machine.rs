@@ -5,7 +5,7 @@
 
 use crate::acpi;
 use crate::config::{MachineConfig, Scope};
-use crate::devices::{Device, Edu, Hda};
+use crate::devices::{Chatter, Device, Edu, Hda};
 use crate::dice::Dice;
 use crate::dma::Port;
 use crate::fabric::Fabric;
@@ -50,7 +50,8 @@ pub enum Serial {
 
 struct Slot {
     device: Device,
-    function: SourceId,
+    /// Where its registers are reached and its mastering is switched; a requester without has none.
+    function: Option<SourceId>,
     /// What its requests carry.
     source: SourceId,
     /// The bridge above it.
@@ -84,6 +85,9 @@ impl Machine {
             buffered: config.units.iter().any(|unit| unit.cap.rwbf()),
         };
         let mut memory = Memory::new(&ranges, path);
+        for &(start, bytes) in &ranges {
+            memory.power_on(start, bytes, config.residue).expect("a range of memory is memory");
+        }
         let pci = Pci::scenario();
         let root_bus: Vec<_> = pci.root_bus().collect();
         let tables_at = low_end(config.memory) - FIRMWARE_BYTES;
@@ -91,7 +95,7 @@ impl Machine {
             memory.write_snooped(at, &bytes).expect("firmware's tables lie in memory");
         }
         let injector = Injector::new(config.faults.clone());
-        let state = State {
+        let mut state = State {
             fabric: Fabric::new(memory, Dice::new(config.seed), injector),
             pci,
             serial: Vec::new(),
@@ -99,6 +103,7 @@ impl Machine {
             slots: slots(config),
             next_due: None,
         };
+        state.look_ahead();
         Self { state: RefCell::new(state), map }
     }
 
@@ -141,7 +146,7 @@ impl Machine {
         self.with(|state| {
             let hda = state.slots.iter().find_map(|slot| match &slot.device {
                 Device::Hda(hda) => Some(hda.played().to_vec()),
-                Device::Edu(_) => None,
+                Device::Edu(_) | Device::Chatter(_) => None,
             });
             hda.unwrap_or_default()
         })
@@ -167,7 +172,7 @@ impl Machine {
     /// bus, from behind the bridge. Says where it went; `None` when it was refused. No time passes.
     pub fn request(&self, source: SourceId, iova: u64, write: bool) -> Option<u64> {
         self.with(|state| {
-            let listed_as = if source.bus() == 0 { source } else { pci::BRIDGE };
+            let listed_as = listed_as(source);
             let State { fabric, units, .. } = state;
             let mut port = Port { fabric, units, source, listed_as, master: true };
             port.route(iova, 8, write).ok()
@@ -225,8 +230,8 @@ impl State {
             fabric: &mut self.fabric,
             units: &mut self.units,
             source: slot.source,
-            listed_as: slot.bridge.unwrap_or(slot.function),
-            master: masters(slot.function) && slot.bridge.is_none_or(masters),
+            listed_as: listed_as(slot.source),
+            master: slot.function.is_none_or(masters) && slot.bridge.is_none_or(masters),
         };
         f(&mut slot.device, &mut port)
     }
@@ -238,7 +243,7 @@ impl State {
 
     fn slot_at(&self, address: u64) -> Option<(usize, u64)> {
         self.slots.iter().enumerate().find_map(|(i, slot)| {
-            self.pci.function(slot.function)?.decodes(address).map(|offset| (i, offset))
+            self.pci.function(slot.function?)?.decodes(address).map(|offset| (i, offset))
         })
     }
 
@@ -283,15 +288,30 @@ impl State {
 }
 
 fn slots(config: &MachineConfig) -> Vec<Slot> {
-    let edu =
-        |function, source, bridge| Slot { device: Device::Edu(Edu::default()), function, source, bridge };
-    let hda = Device::Hda(Box::new(Hda::new(config.capture)));
-    vec![
-        Slot { device: hda, function: pci::AUDIO, source: pci::AUDIO, bridge: None },
-        edu(pci::EDU_A, pci::EDU_A, None),
-        edu(pci::EDU_B, pci::EDU_B, None),
-        edu(pci::EDU_C, pci::BEHIND_BRIDGE, Some(pci::BRIDGE)),
-    ]
+    let on_root_bus = |device, at| Slot { device, function: Some(at), source: at, bridge: None };
+    let mut slots = vec![
+        on_root_bus(Device::Hda(Box::new(Hda::new(config.capture))), pci::AUDIO),
+        on_root_bus(Device::Edu(Edu::default()), pci::EDU_A),
+        on_root_bus(Device::Edu(Edu::default()), pci::EDU_B),
+        Slot {
+            device: Device::Edu(Edu::default()),
+            function: Some(pci::EDU_C),
+            source: pci::BEHIND_BRIDGE,
+            bridge: Some(pci::BRIDGE),
+        },
+    ];
+    slots.extend(config.chatter.iter().map(|habits| Slot {
+        device: Device::Chatter(Chatter::new(habits.clone())),
+        function: None,
+        source: habits.source,
+        bridge: None,
+    }));
+    slots
+}
+
+/// What a unit's list names a requester by: itself, or the bridge that its bus is behind.
+fn listed_as(source: SourceId) -> SourceId {
+    if source.bus() == 0 { source } else { pci::BRIDGE }
 }
 
 /// Where memory below 4 GiB ends: at 2 GiB when not all of it fits below 2.75 GiB.

@@ -236,16 +236,17 @@ impl Memory {
                 (start..end).step_by(LINE as usize).for_each(|line| self.hide(line, now, dice));
             }
         }
-        let mut at = start;
-        while at < end {
-            if at.is_multiple_of(PAGE * FAN) && end - at >= PAGE * FAN {
-                self.chunks[chunk_of(at)] = Chunk::Uniform(pattern);
-                at += PAGE * FAN;
-            } else {
-                self.slots(at)[slot_of(at)] = Slot::Uniform(pattern);
-                at += PAGE;
-            }
-        }
+        self.lay(start, end, pattern);
+        Ok(())
+    }
+
+    /// Memory as it is when the machine starts: no cache holds anything of it.
+    ///
+    /// # Errors
+    /// [`Hole`]; nothing was written then.
+    pub fn power_on(&mut self, start: u64, bytes: u64, pattern: u64) -> Result<(), Hole> {
+        self.check(start, bytes)?;
+        self.lay(start, start + bytes, pattern);
         Ok(())
     }
 
@@ -276,6 +277,19 @@ impl Memory {
     #[must_use]
     pub fn hidden_lines(&self, now: u64) -> usize {
         self.hidden.values().filter(|line| line.cached || line.buffered_until > now).count()
+    }
+
+    fn lay(&mut self, start: u64, end: u64, pattern: u64) {
+        let mut at = start;
+        while at < end {
+            if at.is_multiple_of(PAGE * FAN) && end - at >= PAGE * FAN {
+                self.chunks[chunk_of(at)] = Chunk::Uniform(pattern);
+                at += PAGE * FAN;
+            } else {
+                self.slots(at)[slot_of(at)] = Slot::Uniform(pattern);
+                at += PAGE;
+            }
+        }
     }
 
     fn tracks(&self) -> bool {

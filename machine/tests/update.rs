@@ -1,10 +1,12 @@
 //! The whole story on the built-in machine: on many kinds of hardware, with many seeds, with mistakes put in.
 
+use holdover_machine::devices::Habits;
 use holdover_machine::{Capture, MachineConfig, Run, RunConfig, TraceLine, UnitConfig, pci, run};
 use scenario::event::Event;
 use scenario::platform::Mark;
 use scenario::story::{Mutant, Verdict};
 use spec::SourceId;
+use spec::fault::Reason;
 
 const BASE: u64 = 0xfed9_0000;
 
@@ -153,6 +155,32 @@ fn a_capture_that_counts_its_frames_is_taken_as_well() {
     let mut config = machine(2);
     config.capture = Capture::Counter;
     assert_good(&update(config), "counter");
+}
+
+#[test]
+fn whoever_is_attached_nowhere_reaches_nothing_and_meets_no_rubbish() {
+    let strangers =
+        [SourceId::new(0, 31, 2), SourceId::new(0, 2, 1), SourceId::new(1, 0, 7), SourceId::new(9, 1, 0)];
+    for seed in 0..3 {
+        let mut config = machine(seed);
+        // The domains' own addresses, and some that are no one's.
+        let addresses = vec![0x0900_3000, 3 << 30, 0x1_4000_5000, 0, 0x7fff_f000];
+        config.chatter = strangers
+            .map(|source| Habits { source, addresses: addresses.clone(), pause: (20_000, 2_000_000) })
+            .to_vec();
+        let run = update(config);
+        for line in run.machine.trace() {
+            match line {
+                TraceLine::Translated { source, .. } => assert!(!strangers.contains(&source), "{line:?}"),
+                TraceLine::Faulted { reason, .. } => {
+                    let absent = [Reason::ROOT_NOT_PRESENT, Reason::CONTEXT_NOT_PRESENT];
+                    assert!(absent.contains(&reason), "{line:?}");
+                }
+                TraceLine::Mark { mark: Mark::Over, .. } => break,
+                _ => {}
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! Device models: what issues DMA by itself. Registers as QEMU's devices have them.
 
+pub mod chatter;
 mod codec;
 pub mod edu;
 pub mod hda;
 
 use crate::dma::Port;
 
+pub use chatter::{Chatter, Habits};
 pub use edu::Edu;
 pub use hda::Hda;
 
@@ -16,6 +18,8 @@ pub enum Device {
     Edu(Edu),
     /// The audio controller.
     Hda(Box<Hda>),
+    /// A requester without registers.
+    Chatter(Chatter),
 }
 
 impl Device {
@@ -23,6 +27,7 @@ impl Device {
         match self {
             Self::Edu(edu) => edu.read(at, bytes),
             Self::Hda(hda) => hda.read(at, bytes, port),
+            Self::Chatter(_) => u64::MAX,
         }
     }
 
@@ -30,6 +35,7 @@ impl Device {
         match self {
             Self::Edu(edu) => edu.write(at, bytes, value, port),
             Self::Hda(hda) => hda.write(at, bytes, value, port),
+            Self::Chatter(_) => {}
         }
     }
 
@@ -37,6 +43,7 @@ impl Device {
         match self {
             Self::Edu(edu) => edu.next_due(),
             Self::Hda(hda) => hda.next_due(),
+            Self::Chatter(chatter) => chatter.next_due(),
         }
     }
 
@@ -44,6 +51,7 @@ impl Device {
         match self {
             Self::Edu(edu) => edu.run(port),
             Self::Hda(hda) => hda.run(port),
+            Self::Chatter(chatter) => chatter.run(port),
         }
     }
 }

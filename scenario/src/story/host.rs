@@ -29,6 +29,14 @@ impl<'p, P: Platform + ?Sized> Machine<'p, P> {
     }
 }
 
+impl<P: Platform + ?Sized> Machine<'_, P> {
+    /// Makes what was stored to `run` visible to walks that do not snoop.
+    fn show(&self, run: Extent) {
+        const LINE: u64 = 64;
+        (0..run.bytes() / LINE).for_each(|line| self.platform.flush_line(run.start().plus(line * LINE)));
+    }
+}
+
 impl<P: Platform + ?Sized> TableMemory for Machine<'_, P> {
     fn read(&self, at: PhysAddr) -> Result<u64, NoMemory> {
         self.platform.read64(at)
@@ -64,12 +72,13 @@ impl<P: Platform + ?Sized> Hal for Machine<'_, P> {
     }
     fn allocate(&self, _: &mut MaySleep, count: u64, align: u64) -> Option<Extent> {
         let Some(only) = self.only.get() else {
-            return self.platform.allocate(count, align, PhysAddr::new(0));
+            return self.platform.allocate(count, align, PhysAddr::new(0)).inspect(|run| self.show(*run));
         };
         let first = only.first().number().next_multiple_of(align);
         let run = Extent::new(Frame::new(first), count).filter(|run| only.covers(*run))?;
         self.only.set(Extent::new(run.end(), only.end().number() - run.end().number()));
         self.platform.fill(run, 0).ok()?;
+        self.show(run);
         Some(run)
     }
     fn free(&self, _: &mut MaySleep, run: Extent) {
