@@ -7,8 +7,7 @@
 use crate::Hal;
 use crate::arena::{Arena, DOMAIN_CHUNK};
 use crate::error::{DomainError, MapError};
-use crate::table::format::{Access, Format};
-use crate::table::second_stage::SecondStage;
+use crate::table::format::{Access, Format, Stage, Staged};
 use crate::table::walk::{self, Mapping};
 use alloc::vec::Vec;
 use liveupdate::host::{MaySleep, NoMemory, TableMemory};
@@ -24,9 +23,11 @@ pub struct DomainHandle(pub(crate) u64);
 /// What the tables of a domain may look like, for all its units to be able to walk them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
-    /// Levels, 3 to 5.
+    /// Which kind of tables.
+    pub stage: Stage,
+    /// Levels: 3 to 5 in the second stage, 4 or 5 in the first.
     pub levels: u8,
-    /// Large leaves (CAP.SSLPS).
+    /// Large leaves, as in CAP.SSLPS: bit 0 2 MiB, bit 1 1 GiB.
     pub sslps: u64,
     /// Width of an I/O virtual address in bits.
     pub input_bits: u32,
@@ -38,7 +39,7 @@ pub struct Shape {
 #[derive(Debug)]
 pub struct Domain {
     shape: Shape,
-    format: SecondStage,
+    format: Staged,
     top: PhysAddr,
     arena: Arena,
     held: bool,
@@ -97,7 +98,7 @@ impl Domain {
     }
 
     fn around(top: PhysAddr, arena: Arena, shape: Shape, imported: bool) -> Self {
-        let format = SecondStage::new(shape.levels, shape.sslps);
+        let format = Staged::new(shape.stage, shape.levels, shape.sslps);
         Self { shape, format, top, arena, held: imported, imported, ids: Vec::new() }
     }
 
@@ -192,6 +193,9 @@ impl Domain {
         if !access.read && !access.write {
             return Err(MapError::NoAccess);
         }
+        if !self.format.can_grant(access) {
+            return Err(MapError::WriteOnly);
+        }
         let mapping = Mapping { iova: iova.get(), phys, bytes, access };
         let tables = walk::plan_map(hal, self.format, self.top, &mapping)?;
         self.reserve(hal, ctx, tables)?;
@@ -272,9 +276,18 @@ impl Shape {
     pub const fn table_bits(levels: u8) -> u32 {
         12 + 9 * levels as u32
     }
-    /// Whether the shape's tables have the format's own number of levels (they do unless out of 3 to 5).
+    /// Bits of the addresses that tables of `levels` levels are used for here. First-stage addresses must be canonical
+    /// (VT-d 3.6): the upper half of the tables lies at the far end of 64 bits, and only the lower half is given out.
+    #[must_use]
+    pub const fn address_bits(stage: Stage, levels: u8) -> u32 {
+        match stage {
+            Stage::Second => Self::table_bits(levels),
+            Stage::First => Self::table_bits(levels) - 1,
+        }
+    }
+    /// Whether the shape's tables have the format's own number of levels (they do unless out of 3 to 5, or 4 to 5 in the first stage).
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        SecondStage::new(self.levels, self.sslps).levels() == self.levels
+        Staged::new(self.stage, self.levels, self.sslps).levels() == self.levels
     }
 }

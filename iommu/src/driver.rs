@@ -12,7 +12,7 @@ use crate::error::{DomainError, MapError, UnitError};
 use crate::faults::{Fault, FaultSummary};
 use crate::ids::{DomainIds, Owner};
 use crate::scope::{Topology, UnitDescription, unit_of, units_of};
-use crate::table::format::Access;
+use crate::table::format::{Access, Stage};
 use crate::unit::{Config, Origin, VtdUnit};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -191,7 +191,13 @@ impl<'h, H: Hal> Iommu<'h, H> {
     /// What tables of `levels` levels may look like on all of `units`.
     fn shape(&self, units: &[UnitId], levels: u8) -> Result<Shape, DomainError> {
         let output_bits = self.setup.host_address_bits.clamp(12, 52);
-        let mut shape = Shape { levels, sslps: 3, input_bits: Shape::table_bits(levels), output_bits };
+        let mut shape = Shape {
+            stage: Stage::Second,
+            levels,
+            sslps: 3,
+            input_bits: Shape::table_bits(levels),
+            output_bits,
+        };
         for &id in units {
             let cap = self.unit(id).ok_or(DomainError::NoUnit(id))?.cap();
             if !shape.is_valid() || !cap.supports_levels(levels) {

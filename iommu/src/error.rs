@@ -116,6 +116,8 @@ pub enum MapError {
     InterruptRange,
     /// Neither read nor write was asked for.
     NoAccess,
+    /// Write without read was asked for, which first-stage tables cannot say.
+    WriteOnly,
     /// Something is mapped there already.
     AlreadyMapped {
         /// First address that is.
@@ -151,6 +153,9 @@ impl fmt::Display for MapError {
                 write!(f, "the range touches 0xfee00000..0xfef00000, which is never translated")
             }
             Self::NoAccess => write!(f, "a mapping needs read or write"),
+            Self::WriteOnly => {
+                write!(f, "first-stage tables cannot permit to write but not to read; add read")
+            }
             Self::AlreadyMapped { iova } => write!(f, "{iova} is mapped already; unmap it first"),
             Self::OutOfMemory { frames } => write!(f, "out of memory for {frames} table frames"),
             Self::NoMemory(e) => write!(f, "page table: {e}"),

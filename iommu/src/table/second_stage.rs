@@ -1,4 +1,4 @@
-//! The second stage: what legacy context entries point at (VT-d 9.10).
+//! The second stage: what legacy context entries point at (VT-d 9.8).
 
 use super::format::{Access, Entry, Format, span};
 use spec::second_stage::SecondStageEntry;
@@ -39,6 +39,9 @@ impl Format for SecondStage {
     }
     fn can_hold_leaf(&self, level: u8) -> bool {
         level <= self.largest_leaf
+    }
+    fn can_grant(&self, access: Access) -> bool {
+        access.read || access.write
     }
     fn load(&self, raw: u64, level: u8) -> Entry {
         let entry = SecondStageEntry::from_raw(raw);

@@ -1,30 +1,97 @@
-//! Page tables against the interval model, at every number of levels, with and without large leaves.
+//! Page tables against the interval model: both formats, at every number of levels, with and without large leaves.
 
 use super::model::Model;
 use crate::domain::{Domain, Shape};
 use crate::error::MapError;
 use crate::fake::Fake;
-use crate::table::format::Access;
+use crate::table::format::{Access, Stage};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use liveupdate::host::{MaySleep, TableMemory};
 use proptest::prelude::*;
+use spec::first_stage::FirstStageEntry;
 use spec::second_stage::{SecondStageEntry, span};
 use spec::{Iova, PAGE_SIZE, PhysAddr};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
+fn staged(stage: Stage, levels: u8, sslps: u64) -> Shape {
+    Shape { stage, levels, sslps, input_bits: Shape::address_bits(stage, levels), output_bits: 46 }
+}
+
 fn shape(levels: u8, sslps: u64) -> Shape {
-    Shape { levels, sslps, input_bits: Shape::table_bits(levels), output_bits: 46 }
+    staged(Stage::Second, levels, sslps)
 }
 
 fn small(fake: &Fake, ctx: &mut MaySleep, levels: u8, sslps: u64) -> Domain {
-    Domain::with_chunks(fake, ctx, shape(levels, sslps), 1).expect("one frame")
+    small_of(fake, ctx, shape(levels, sslps))
 }
 
-/// All leaves below `top`, read with the layouts alone, and the number of tables. Tables but the top one must not be empty.
-fn leaves(fake: &Fake, top: PhysAddr, levels: u8) -> (Model, u64, BTreeSet<u8>) {
+fn small_of(fake: &Fake, ctx: &mut MaySleep, shape: Shape) -> Domain {
+    Domain::with_chunks(fake, ctx, shape, 1).expect("one frame")
+}
+
+/// What an entry is to hardware.
+enum Meaning {
+    Nothing,
+    Table(PhysAddr),
+    Leaf(PhysAddr, Access),
+}
+
+/// The meaning of an entry by the layouts alone; reserved bits must be zero, and in the first stage the user bit set.
+fn meaning(stage: Stage, raw: u64, level: u8) -> Meaning {
+    match stage {
+        Stage::Second => {
+            let entry = SecondStageEntry::from_raw(raw);
+            assert_eq!(
+                spec::second_stage::reserved(entry, level, 46, false) & raw,
+                0,
+                "{entry:?} at {level}"
+            );
+            match (entry.is_present(), entry.is_leaf(level)) {
+                (false, _) => Meaning::Nothing,
+                (_, false) => Meaning::Table(entry.address()),
+                _ => Meaning::Leaf(entry.address(), Access { read: entry.r(), write: entry.w() }),
+            }
+        }
+        Stage::First => {
+            let entry = FirstStageEntry::from_raw(raw);
+            assert_eq!(spec::first_stage::reserved(entry, level, 46) & raw, 0, "{entry:?} at {level}");
+            assert!(entry.us() || raw == 0, "{entry:?} at {level} refuses users");
+            match (entry.is_present(), entry.is_leaf(level)) {
+                (false, _) => Meaning::Nothing,
+                (_, false) => Meaning::Table(entry.address(level)),
+                _ => Meaning::Leaf(entry.address(level), Access { read: true, write: entry.rw() }),
+            }
+        }
+    }
+}
+
+/// What hardware does to first-stage entries whenever it likes: all of a domain's are accessed, its leaves dirty.
+fn use_all(fake: &Fake, domain: &Domain) {
+    if domain.shape().stage == Stage::Second {
+        return;
+    }
+    let mut tables = Vec::from([(domain.top(), domain.shape().levels - 1)]);
+    while let Some((table, level)) = tables.pop() {
+        for at in (0..512).map(|i| table.plus(8 * i)) {
+            let raw = fake.read(at).expect("a table");
+            let entry = FirstStageEntry::from_raw(raw);
+            match meaning(Stage::First, raw, level) {
+                Meaning::Nothing => continue,
+                Meaning::Table(next) => tables.push((next, level - 1)),
+                Meaning::Leaf(..) => {}
+            }
+            fake.write(at, entry.with_a(true).with_d(entry.is_leaf(level)).raw()).expect("a table");
+        }
+    }
+}
+
+/// All leaves of a domain, read with the layouts alone, and the number of tables. Tables but the top one must not be empty.
+fn leaves(fake: &Fake, domain: &Domain) -> (Model, u64, BTreeSet<u8>) {
+    let Shape { stage, levels, .. } = domain.shape();
+    let top = domain.top();
     let mut model = Model::default();
     let mut sizes = BTreeSet::new();
     let mut tables = Vec::from([(top, levels - 1, 0_u64)]);
@@ -33,25 +100,20 @@ fn leaves(fake: &Fake, top: PhysAddr, levels: u8) -> (Model, u64, BTreeSet<u8>) 
         seen += 1;
         let mut empty = true;
         for i in 0..512 {
-            let entry = SecondStageEntry::from_raw(fake.read(table.plus(8 * i)).expect("a table"));
-            assert_eq!(
-                spec::second_stage::reserved(entry, level, 46, false) & entry.raw(),
-                0,
-                "{entry:?} at {level}"
-            );
-            if !entry.is_present() {
-                assert_eq!(entry.raw(), 0);
-                continue;
+            let raw = fake.read(table.plus(8 * i)).expect("a table");
+            let at = base + i * span(level);
+            match meaning(stage, raw, level) {
+                Meaning::Nothing => {
+                    assert_eq!(raw, 0);
+                    continue;
+                }
+                Meaning::Leaf(to, access) => {
+                    sizes.insert(level);
+                    assert!(model.map(at, span(level), to.get(), access));
+                }
+                Meaning::Table(next) => tables.push((next, level - 1, at)),
             }
             empty = false;
-            let at = base + i * span(level);
-            if entry.is_leaf(level) {
-                sizes.insert(level);
-                let access = Access { read: entry.r(), write: entry.w() };
-                assert!(model.map(at, span(level), entry.address().get(), access));
-            } else {
-                tables.push((entry.address(), level - 1, at));
-            }
         }
         assert!(!empty || table == top, "an empty table was left at level {level}");
     }
@@ -65,8 +127,8 @@ enum Step {
 }
 
 /// Addresses around the borders that matter: of tables of each level, and the end of the address space.
-fn place(levels: u8) -> impl Strategy<Value = u64> {
-    let end = 1 << Shape::table_bits(levels);
+fn place(stage: Stage, levels: u8) -> impl Strategy<Value = u64> {
+    let end = 1 << Shape::address_bits(stage, levels);
     let base = prop_oneof![
         Just(0),
         Just(2 * MIB),
@@ -87,14 +149,14 @@ fn access() -> impl Strategy<Value = Access> {
     prop_oneof![Just(Access::READ_WRITE), Just(Access::READ), Just(Access::WRITE)]
 }
 
-fn steps(levels: u8) -> impl Strategy<Value = Vec<Step>> {
+fn steps(stage: Stage, levels: u8) -> impl Strategy<Value = Vec<Step>> {
     let target = prop_oneof![2 => Just(None), 1 => (0_u64..4096).prop_map(Some)];
-    let map = (place(levels), length(), target, access()).prop_map(|(iova, pages, target, access)| {
+    let map = (place(stage, levels), length(), target, access()).prop_map(|(iova, pages, target, access)| {
         // Usually aligned like the address, so that large leaves are possible.
         let phys = target.map_or(GIB * 16 + iova % (4 * GIB), |frame| frame * PAGE_SIZE);
         Step::Map { iova, pages, phys, access }
     });
-    let unmap = (place(levels), length()).prop_map(|(iova, pages)| Step::Unmap { iova, pages });
+    let unmap = (place(stage, levels), length()).prop_map(|(iova, pages)| Step::Unmap { iova, pages });
     prop::collection::vec(prop_oneof![2 => map, 1 => unmap], 1..14)
 }
 
@@ -114,7 +176,8 @@ fn attempt(domain: &mut Domain, fake: &Fake, ctx: &mut MaySleep, step: &Step) ->
 }
 
 /// Does a step on the model, which says what must have come of it.
-fn judge(result: Result<u64, MapError>, end: u64, model: &mut Model, step: &Step) {
+fn judge(result: Result<u64, MapError>, shape: Shape, model: &mut Model, step: &Step) {
+    let end = 1 << shape.input_bits;
     let (Step::Map { iova, pages, .. } | Step::Unmap { iova, pages }) = *step;
     let bytes = pages * PAGE_SIZE;
     if iova + bytes > end {
@@ -124,6 +187,9 @@ fn judge(result: Result<u64, MapError>, end: u64, model: &mut Model, step: &Step
     match *step {
         Step::Map { .. } if iova < 0xfef0_0000 && iova + bytes > 0xfee0_0000 => {
             assert_eq!(result, Err(MapError::InterruptRange));
+        }
+        Step::Map { access: Access::WRITE, .. } if shape.stage == Stage::First => {
+            assert_eq!(result, Err(MapError::WriteOnly));
         }
         Step::Map { phys, access, .. } => {
             if model.map(iova, bytes, phys, access) {
@@ -138,7 +204,7 @@ fn judge(result: Result<u64, MapError>, end: u64, model: &mut Model, step: &Step
 }
 
 fn check(domain: &Domain, fake: &Fake, model: &Model) {
-    let (found, tables, _) = leaves(fake, domain.top(), domain.shape().levels);
+    let (found, tables, _) = leaves(fake, domain);
     assert_eq!(found.joined(), model.joined());
     assert_eq!(domain.table_frames(), tables, "frames in use are the tables that hardware can reach");
     for (&start, &(bytes, ..)) in &model.0 {
@@ -150,11 +216,15 @@ fn check(domain: &Domain, fake: &Fake, model: &Model) {
     }
 }
 
-fn cases() -> impl Strategy<Value = (u8, u64, Vec<Step>)> {
-    (3_u8..=5, prop_oneof![Just(0_u64), Just(1), Just(3)])
-        .prop_flat_map(|(levels, sslps)| (Just(levels), Just(sslps), steps(levels)))
-        .prop_filter("without large leaves, keep it small", |(_, sslps, steps)| {
-            let small_leaves = |iova: u64, phys: u64| *sslps == 0 || (iova ^ phys) % (2 * MIB) != 0;
+fn cases() -> impl Strategy<Value = (Shape, Vec<Step>)> {
+    let kinds = prop_oneof![
+        3 => (Just(Stage::Second), 3_u8..=5),
+        2 => (Just(Stage::First), 4_u8..=5)
+    ];
+    (kinds, prop_oneof![Just(0_u64), Just(1), Just(3)])
+        .prop_flat_map(|((stage, levels), sslps)| (Just(staged(stage, levels, sslps)), steps(stage, levels)))
+        .prop_filter("without large leaves, keep it small", |(shape, steps)| {
+            let small_leaves = |iova: u64, phys: u64| shape.sslps == 0 || (iova ^ phys) % (2 * MIB) != 0;
             let huge = |s: &Step| {
                 matches!(*s, Step::Map { pages, iova, phys, .. } if pages > 10_000 && small_leaves(iova, phys))
             };
@@ -163,16 +233,17 @@ fn cases() -> impl Strategy<Value = (u8, u64, Vec<Step>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(160) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(240) })]
 
     #[test]
-    fn tables_mean_what_the_model_means_after_any_sequence((levels, sslps, steps) in cases()) {
+    fn tables_mean_what_the_model_means_after_any_sequence((shape, steps) in cases()) {
         let (fake, mut ctx) = (Fake::qemu(), MaySleep::at_thread_start());
-        let mut domain = small(&fake, &mut ctx, levels, sslps);
+        let mut domain = small_of(&fake, &mut ctx, shape);
         let mut model = Model::default();
         for step in &steps {
             let result = attempt(&mut domain, &fake, &mut ctx, step);
-            judge(result, 1 << domain.shape().input_bits, &mut model, step);
+            judge(result, shape, &mut model, step);
+            use_all(&fake, &domain);
             check(&domain, &fake, &model);
         }
         let all = 1_u64 << domain.shape().input_bits;
@@ -186,13 +257,14 @@ proptest! {
     }
 
     #[test]
-    fn a_change_that_runs_out_of_memory_leaves_every_byte_and_frame_as_before((levels, sslps, steps) in cases()) {
+    fn a_change_that_runs_out_of_memory_leaves_every_byte_and_frame_as_before((shape, steps) in cases()) {
         let (fake, mut ctx) = (Fake::qemu(), MaySleep::at_thread_start());
-        let mut domain = small(&fake, &mut ctx, levels, sslps);
+        let mut domain = small_of(&fake, &mut ctx, shape);
         let mut model = Model::default();
         for step in &steps {
             let result = starve(&mut domain, &fake, &mut ctx, step)?;
-            judge(result, 1 << domain.shape().input_bits, &mut model, step);
+            judge(result, shape, &mut model, step);
+            use_all(&fake, &domain);
         }
         check(&domain, &fake, &model);
     }
@@ -233,7 +305,7 @@ fn leaves_are_as_large_as_alignment_and_hardware_permit() {
     let (fake, mut ctx) = (Fake::qemu(), MaySleep::at_thread_start());
     let (domain, model) = mixed(&fake, &mut ctx);
     check(&domain, &fake, &model);
-    let (_, tables, sizes) = leaves(&fake, domain.top(), 4);
+    let (_, tables, sizes) = leaves(&fake, &domain);
     assert_eq!(sizes, BTreeSet::from([0, 1, 2]));
     // Top; one of level 2; a level 1 and a level 0 table at each end.
     assert_eq!(tables, 6);
@@ -243,7 +315,7 @@ fn leaves_are_as_large_as_alignment_and_hardware_permit() {
         domain
             .map(&fake, &mut ctx, Iova::new(4 * GIB), PhysAddr::new(4 * GIB), bytes, Access::READ)
             .expect("map");
-        assert_eq!(leaves(&fake, domain.top(), 3).2, BTreeSet::from([largest]));
+        assert_eq!(leaves(&fake, &domain).2, BTreeSet::from([largest]));
     }
 }
 
@@ -290,6 +362,46 @@ fn bits_that_another_driver_set_in_a_large_leaf_survive_its_split() {
     let second = SecondStageEntry::from_raw(fake.read(table.plus(8)).expect("leaf"));
     assert!(second.snp() && !second.ps());
     assert_eq!(second.address(), PhysAddr::new(GIB + PAGE_SIZE));
+}
+
+#[test]
+fn a_split_first_stage_leaf_keeps_its_bits_and_the_memory_type_moves_to_its_place() {
+    let (fake, mut ctx) = (Fake::qemu(), MaySleep::at_thread_start());
+    for (level, bytes) in [(1, 2 * MIB), (2, GIB)] {
+        let mut domain = small_of(&fake, &mut ctx, staged(Stage::First, 4, 3));
+        domain.map(&fake, &mut ctx, Iova::new(0), PhysAddr::new(GIB), bytes, Access::READ).expect("map");
+        let mut at = domain.top();
+        for _ in level..3 {
+            at = FirstStageEntry::from_raw(fake.read(at).expect("table")).address(3);
+        }
+        let leaf = FirstStageEntry::from_raw(fake.read(at).expect("leaf"));
+        assert!(leaf.is_leaf(level));
+        // Bit 12 of a large leaf is the third bit into the page attribute table.
+        let touched = leaf.with_a(true).with_pcd(true).with_xd(true).raw() | 1 << 12;
+        fake.write(at, touched).expect("leaf");
+        domain.unmap(&fake, &mut ctx, Iova::new(0), PAGE_SIZE).expect("unmap");
+        let mut level = level;
+        while level > 0 {
+            at = FirstStageEntry::from_raw(fake.read(at).expect("table")).address(level);
+            level -= 1;
+            let part = FirstStageEntry::from_raw(fake.read(at.plus(8)).expect("part"));
+            let expected = PhysAddr::new(GIB + span(level));
+            assert_eq!((part.address(level), part.pat(level)), (expected, true), "{part:?} at {level}");
+            assert!(part.a() && part.pcd() && part.xd() && part.us() && !part.rw() && part.is_leaf(level));
+        }
+        domain.dissolve(&fake, &mut ctx);
+    }
+}
+
+#[test]
+fn the_first_stage_gives_out_the_lower_half_of_its_addresses_only() {
+    let (fake, mut ctx) = (Fake::qemu(), MaySleep::at_thread_start());
+    for (levels, bits) in [(4, 47), (5, 56)] {
+        let mut domain = small_of(&fake, &mut ctx, staged(Stage::First, levels, 3));
+        let mut map = |at| domain.map(&fake, &mut ctx, Iova::new(at), PhysAddr::new(0), 4096, Access::READ);
+        assert_eq!(map(1 << bits), Err(MapError::OutOfRange { bits, last: (1 << bits) + 4095 }));
+        assert_eq!(map((1 << bits) - 4096), Ok(()));
+    }
 }
 
 #[test]
