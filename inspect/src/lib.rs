@@ -9,9 +9,12 @@
 //! reader for the records of our own handovers.
 #![forbid(unsafe_code)]
 
+pub mod dmar;
 pub mod format;
 pub mod image;
 pub mod kho;
 pub mod model;
+pub mod reach;
 pub mod registers;
 pub mod tables;
+pub mod translate;
