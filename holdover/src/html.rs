@@ -66,13 +66,22 @@ fn numbers(report: &Report) -> Markup {
     let w = &report.witness;
     html! {
         dl.numbers {
-            (number("gap", &table::gap(report), "without a kernel that drives the hardware", true))
+            (number("gap", &table::duration(report.gap_ns), &gap_words(report), true))
             (number("samples", &table::thousands(w.samples), &format!("heard, {} of them in the gap", table::thousands(w.samples_in_gap)), w.samples > 0))
             (number("discontinuities", &table::thousands(w.discontinuities), "in what was heard", w.discontinuities == 0))
             (number("blocked", &table::thousands(blocked), &format!("attempts after the cut-off, {} let through", table::thousands(through)), through == 0))
             (number("faults", &table::thousands(report.faults.preserved), "on preserved requesters", report.faults.preserved == 0))
             (number("translation", if report.translation_enabled_throughout { "on" } else { "not shown on" }, "throughout, by the machine's trace", report.translation_enabled_throughout))
         }
+    }
+}
+
+fn gap_words(report: &Report) -> String {
+    let words = "without a kernel that drives the hardware";
+    if report.updates.len() > 1 {
+        format!("{words}: {}", table::gaps(report).join(" and "))
+    } else {
+        words.to_owned()
     }
 }
 

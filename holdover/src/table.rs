@@ -117,14 +117,18 @@ pub(crate) fn audit(audit: &Audit) -> String {
 }
 
 /// The gap, and each one where there are several.
-pub(crate) fn gap(report: &Report) -> String {
-    let each: Vec<String> =
-        report.updates.iter().filter(|u| u.adopted_ns > u.jump_ns).map(|u| duration(u.gap_ns())).collect();
+fn gap(report: &Report) -> String {
+    let each = gaps(report);
     match each.len() {
         0 => "none".to_owned(),
         1 => each[0].clone(),
         _ => format!("{} ({})", duration(report.gap_ns), each.join(" + ")),
     }
+}
+
+/// The length of each gap that ended.
+pub(crate) fn gaps(report: &Report) -> Vec<String> {
+    report.updates.iter().filter(|u| u.adopted_ns > u.jump_ns).map(|u| duration(u.gap_ns())).collect()
 }
 
 fn timeline(out: &mut String, report: &Report) -> fmt::Result {

@@ -13,8 +13,10 @@ const TOP: f64 = 26.0;
 const BAR_MIN: f64 = 2.0;
 /// Most phases that are drawn.
 const ROWS_MAX: usize = 200;
-/// How much of the run is shown before a jump and after an adoption in the close-up, as a share of the gap.
-const MARGIN: f64 = 0.35;
+/// Nanoseconds of the run that are shown before a jump and after an adoption in the close-up, at most; and as a share of
+/// the gap.
+const MARGIN_MAX: u64 = 100_000_000;
+const MARGIN_SHARE: f64 = 0.35;
 
 /// The whole run, and a close-up of each update.
 pub(super) fn section(report: &Report) -> Markup {
@@ -29,7 +31,7 @@ pub(super) fn section(report: &Report) -> Markup {
             (legend(report))
             (chart(report, &all, 0, end, "The whole run"))
             @for u in report.updates.iter().filter(|u| u.adopted_ns > u.jump_ns) {
-                @let margin = (u.gap_ns() as f64 * MARGIN) as u64;
+                @let margin = ((u.gap_ns() as f64 * MARGIN_SHARE) as u64).min(MARGIN_MAX);
                 @let (from, to) = (u.jump_ns.saturating_sub(margin), u.adopted_ns + margin);
                 @let near: Vec<&Phase> = all.iter().copied().filter(|p| p.start_ns <= to && p.start_ns + p.duration_ns >= from).collect();
                 h3 { "Close to the gap, " (u.outgoing) " → " (u.incoming) }

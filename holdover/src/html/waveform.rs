@@ -11,8 +11,8 @@ use std::ops::Range;
 const WIDTH: f64 = 960.0;
 /// Columns that a waveform is reduced to: each shows the least and the greatest of its samples.
 const COLUMNS: usize = 960;
-/// Samples shown before the jump and after adoption, at least: 20 ms.
-const MARGIN: usize = RATE as usize / 50;
+/// Samples shown before the jump and after adoption: a third of the gap, at least 20 ms, at most 100 ms.
+const MARGIN: [usize; 2] = [RATE as usize / 50, RATE as usize / 10];
 
 /// All pictures of the sound.
 pub(super) fn section(judgement: &Judgement, recording: &[Frame]) -> Markup {
@@ -51,7 +51,7 @@ fn words(update: &Update) -> String {
 
 /// The gap with a margin on both sides.
 fn around(gap: &Range<usize>, length: usize) -> Range<usize> {
-    let margin = MARGIN.max((gap.end - gap.start.min(gap.end)) / 3);
+    let margin = ((gap.end - gap.start.min(gap.end)) / 3).clamp(MARGIN[0], MARGIN[1]);
     gap.start.saturating_sub(margin)..(gap.end + margin).min(length)
 }
 
@@ -129,5 +129,6 @@ mod tests {
         assert_eq!(around(&(10..20), 1000), 0..980);
         assert_eq!(around(&(10..20), 25), 0..25);
         assert_eq!(around(&(6000..12000), 100_000), 4000..14000);
+        assert_eq!(around(&(60_000..120_000), 1_000_000), 55_200..124_800);
     }
 }

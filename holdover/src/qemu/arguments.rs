@@ -58,7 +58,14 @@ pub fn arguments(settings: &Settings, files: &Files) -> Vec<OsString> {
 }
 
 fn machine(line: &mut Line, settings: &Settings) {
-    line.option("-machine", "q35");
+    // Memory is there before the machine starts, as it is on real hardware: otherwise poison would wait for the host to
+    // find each page, and the gap with it.
+    let bytes = settings.memory_bytes;
+    line.option(
+        "-object",
+        format!("memory-backend-ram,id=memory,size={bytes},prealloc={}", on_off(settings.poison)),
+    );
+    line.option("-machine", "q35,memory-backend=memory");
     if settings.icount {
         line.option("-accel", "tcg,thread=single");
         line.option("-icount", "shift=3,sleep=off");
@@ -70,6 +77,10 @@ fn machine(line: &mut Line, settings: &Settings) {
     line.option("-m", format!("{}M", settings.memory_bytes >> 20));
     line.0.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(OsString::from));
     line.option("-display", "none");
+}
+
+fn on_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
 }
 
 /// The devices at the places where the scenario looks for them. The unit comes first, so that it sees all others.
