@@ -6,7 +6,6 @@ use super::host::Machine;
 use super::plan::POISON;
 use super::trouble::Trouble;
 use crate::platform::Platform;
-use alloc::vec::Vec;
 use spec::{Extent, Frame, PAGE_SIZE, PhysAddr};
 
 /// Frames overwritten between two looks at the fault records: 4 MiB.
@@ -15,7 +14,7 @@ const STRIDE: u64 = 1024;
 /// Overwrites all usable memory outside `keep`; says how many bytes it were.
 pub(crate) fn poison<P: Platform + ?Sized>(
     machine: &Machine<'_, P>,
-    keep: &mut Vec<Extent>,
+    keep: &mut [Extent],
     log: &mut FaultLog,
 ) -> Result<u64, Trouble> {
     keep.sort_unstable();

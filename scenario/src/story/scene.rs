@@ -174,8 +174,8 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
 
     /// Loads every edu's buffer from memory and writes it back once: all translations have been used, and are cached.
     fn exercise(&mut self) -> Result<(), Trouble> {
-        for index in 0..3 {
-            self.fill_page(index, PATTERNS[index])?;
+        for (index, pattern) in PATTERNS.into_iter().enumerate() {
+            self.fill_page(index, pattern)?;
             let transfer = Transfer {
                 direction: Direction::ToDevice,
                 memory: plan::EDU_IOVA,

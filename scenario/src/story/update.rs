@@ -157,6 +157,7 @@ fn freeze<'k, 's, 'p, P: Platform + ?Sized>(
     let input = FreezeInput { release: platform.release(), update, scratch: &homes };
     let mut words = super::store::audit_words();
     let mut findings = Vec::new();
+    #[allow(clippy::result_large_err)] // the error is the whole outgoing side, handed back
     let frozen = timed(platform, "freeze", || {
         let scratch = &mut audit::Scratch::new(&mut words);
         outgoing.freeze(ctx, &input, scratch, &mut |finding| findings.push(finding))
