@@ -99,6 +99,12 @@ impl Collector<'_, '_, '_> {
                 }
             }
             Record::Requester(requester) => self.requester(at, offset, requester),
+            Record::Container(container) => match frames(container.start, container.bytes) {
+                Some((start, end)) => {
+                    self.parts.runs.push(Run { start, end, owner: run_of::CONTAINER, bit: 0 });
+                }
+                None => self.found(at, What::BadRange(RecordKind::Container)),
+            },
             Record::Release(_) | Record::Alias(_) | Record::Unknown { .. } => {}
         }
     }

@@ -104,6 +104,8 @@ pub enum Role {
     MapNode,
     /// The sealed records.
     Records,
+    /// The frames that are set aside for records, map and tree.
+    Container,
 }
 
 impl fmt::Display for Role {
@@ -115,6 +117,7 @@ impl fmt::Display for Role {
             Self::Fdt => "KHO tree",
             Self::MapNode => "map of preserved memory",
             Self::Records => "handover's records",
+            Self::Container => "handover's container",
         })
     }
 }
@@ -187,6 +190,8 @@ pub enum RecordKind {
     Requester,
     /// An alias.
     Alias,
+    /// The frames of the handover itself.
+    Container,
 }
 
 impl fmt::Display for RecordKind {
@@ -201,6 +206,7 @@ impl fmt::Display for RecordKind {
             Self::DomainId => "domain id",
             Self::Requester => "requester",
             Self::Alias => "alias",
+            Self::Container => "container",
         })
     }
 }

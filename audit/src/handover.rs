@@ -8,8 +8,9 @@ use crate::error::Unreadable;
 use crate::image::{self, FRAME_WORDS, Image};
 use core::mem::size_of;
 use spec::handover::{
-    Alias, ContextTable, Domain, DomainIdUse, DomainTables, Header, MAGIC, MAX_BYTES, OLDEST_READABLE,
-    RecordHeader, Region, Release, RequesterRecord, SUBNODE, Scratch, Unit, VERSION, kind, least_body,
+    Alias, Container, ContextTable, Domain, DomainIdUse, DomainTables, Header, MAGIC, MAX_BYTES,
+    OLDEST_READABLE, RecordHeader, Region, Release, RequesterRecord, SUBNODE, Scratch, Unit, VERSION, kind,
+    least_body,
 };
 use spec::kho::Root;
 use spec::xxh64::Hasher;
@@ -45,6 +46,8 @@ pub enum Record {
     Requester(RequesterRecord),
     /// Another source id of a requester.
     Alias(Alias),
+    /// The frames of the handover itself.
+    Container(Container),
     /// A kind that this reader does not know.
     Unknown {
         /// The kind.
@@ -86,6 +89,8 @@ pub struct Counts {
     pub requesters: u64,
     /// [`Alias`] records.
     pub aliases: u64,
+    /// [`Container`] records.
+    pub containers: u64,
     /// Records of kinds that this reader does not know.
     pub unknown: u64,
     /// Frames that [`DomainTables`] records declare together; saturates.
@@ -109,6 +114,7 @@ impl Counts {
             Record::DomainId(_) => &mut self.domain_ids,
             Record::Requester(_) => &mut self.requesters,
             Record::Alias(_) => &mut self.aliases,
+            Record::Container(_) => &mut self.containers,
             Record::Unknown { .. } => &mut self.unknown,
         };
         *count = count.saturating_add(1);
@@ -308,6 +314,7 @@ impl<I: Image + ?Sized> Records<'_, I> {
             kind::DOMAIN_ID => Record::DomainId(self.body(header.kind, bytes)?),
             kind::REQUESTER => Record::Requester(self.body(header.kind, bytes)?),
             kind::ALIAS => Record::Alias(self.body(header.kind, bytes)?),
+            kind::CONTAINER => Record::Container(self.body(header.kind, bytes)?),
             kind => Record::Unknown { kind },
         };
         Ok(Located { at, bytes, record })

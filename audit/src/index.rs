@@ -59,7 +59,7 @@ row! {
     }
 }
 row! {
-    /// A run of frames that hold tables.
+    /// A run of frames that hold tables, or the handover itself.
     Run {
         /// First frame number.
         start,
@@ -89,6 +89,7 @@ pub(crate) mod run_of {
     pub(crate) const ROOT: u64 = 0;
     pub(crate) const CONTEXT: u64 = 1;
     pub(crate) const DOMAIN: u64 = 2;
+    pub(crate) const CONTAINER: u64 = 3;
 }
 
 impl Run {
@@ -101,6 +102,7 @@ impl Run {
         match self.owner & 0xff {
             run_of::ROOT => crate::finding::Role::RootTable,
             run_of::CONTEXT => crate::finding::Role::ContextTable,
+            run_of::CONTAINER => crate::finding::Role::Container,
             _ => crate::finding::Role::DomainTable,
         }
     }

@@ -15,8 +15,7 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
         self.preserved_runs()?;
         self.container()?;
         self.regions()?;
-        self.declared_tables();
-        Ok(())
+        self.declared_tables()
     }
 
     /// I9: no preserved run reaches into scratch memory.
@@ -104,8 +103,9 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
         Ok(())
     }
 
-    /// I1: declared tables share no frame. I3: none lies where devices may write.
-    fn declared_tables(&mut self) {
+    /// I1: declared tables share no frame, nor one of the container, which is given back one day. I3: none lies where
+    /// devices may write.
+    fn declared_tables(&mut self) -> Result<(), Unreadable> {
         let mut furthest: Option<(u64, Role)> = None;
         for run in self.index().runs {
             let at = Frame::new(run.start).start().get();
@@ -120,6 +120,13 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
             if let Some(region) = self.index().region_overlapping(run.start, run.end) {
                 self.found_in(Invariant::I3, domain, at, What::TableInRegion { role, region: region.token });
             }
+            if role == Role::Container {
+                self.sink.checked(Invariant::I4, 1);
+                if let Some(gap) = self.map.first_gap(Frame::new(run.start), Frame::new(run.end))? {
+                    self.found(Invariant::I4, gap.start().get(), What::NotPreserved(role));
+                }
+            }
         }
+        Ok(())
     }
 }

@@ -112,7 +112,9 @@ impl Layout {
             tokens: counts.domains.max(counts.requesters).max(counts.regions),
             regions: counts.regions,
             scratch: counts.scratch,
-            runs: counts.units.saturating_add(counts.context_tables).saturating_add(counts.domain_tables),
+            runs: [counts.units, counts.context_tables, counts.domain_tables, counts.containers]
+                .iter()
+                .fold(0, |sum: u64, count| sum.saturating_add(*count)),
             visited: frames.div_ceil(64),
         })
     }

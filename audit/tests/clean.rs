@@ -58,7 +58,7 @@ fn what_memory_cannot_show_is_not_counted_as_checked() {
     assert_eq!(items[1], 3 + 4, "I2: root and context entries");
     assert_eq!(items[2], LEAVES + 3 + 4, "I3: leaves, regions, entries");
     // I4: records, registers, context table pointers, requesters with both words, digests and counts, container.
-    assert_eq!(items[3], 22 + 6 + 3 + 3 * 4 + 2 + 4 + 2);
+    assert_eq!(items[3], 23 + 6 + 3 + 3 * 4 + 2 + 4 + 3);
     assert_eq!(items[4], 3 + 4, "I5: records and entries");
     assert_eq!(items[7], 2 * 2, "I8: state and mode of each unit");
     // I9: preserved runs, regions, tree, records and nodes of the map.

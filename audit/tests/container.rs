@@ -72,6 +72,15 @@ fn a_length_that_cannot_be_is_refused() {
 }
 
 #[test]
+fn more_bytes_than_a_reader_accepts_are_refused_even_if_the_tree_agrees() {
+    let mut world = World::arrived();
+    world.header.bytes = MAX_BYTES + 8;
+    world.seal();
+    world.write_tree(MAX_BYTES + 8);
+    assert!(matches!(world.unreadable(), Unreadable::Length { room: MAX_BYTES, .. }));
+}
+
+#[test]
 fn records_that_change_after_the_seal_are_refused() {
     let mut world = World::arrived();
     let at = world.record(kind::REGION, 0) + 16;
@@ -102,7 +111,7 @@ fn a_count_that_lies_is_refused() {
     let mut world = World::arrived();
     world.header.records = 7;
     world.seal();
-    assert!(matches!(world.unreadable(), Unreadable::Count { claimed: 7, found: 22, .. }));
+    assert!(matches!(world.unreadable(), Unreadable::Count { claimed: 7, found: 23, .. }));
 }
 
 #[test]
@@ -185,5 +194,5 @@ fn every_refusal_says_what_and_where() {
     let mut world = World::arrived();
     world.header.records = 7;
     world.seal();
-    assert_eq!(world.unreadable().to_string(), "records at 0x5000000: header says 7, 22 are there");
+    assert_eq!(world.unreadable().to_string(), "records at 0x5000000: header says 7, 23 are there");
 }

@@ -115,6 +115,32 @@ fn regions_that_overlap_are_found() {
 }
 
 #[test]
+fn a_region_behind_a_small_one_within_a_large_one_is_found() {
+    let mut world = World::arrived();
+    for (token, start) in [(0x13, SMALL + 0x1000), (0x14, SMALL + 0x5000)] {
+        world.regions.push(spec::handover::Region { token, start, bytes: 0x1000, kind: 0, reserved: 0 });
+    }
+    world.seal();
+    let found: Vec<_> = world.findings().iter().map(|f| (f.at, f.what)).collect();
+    let what = What::RegionsOverlap { other: 0x10 };
+    assert_eq!(found, [(SMALL + 0x1000, what), (SMALL + 0x5000, what)]);
+}
+
+#[test]
+fn a_table_behind_a_small_run_within_a_large_one_is_found() {
+    let mut world = World::arrived();
+    for start in [A + 0x1000, A + 0x3000] {
+        world.tables.push(spec::handover::DomainTables { start, bytes: 0x1000, domain: 1, reserved: 0 });
+    }
+    world.domains[1].table_frames = 5;
+    world.digest();
+    world.seal();
+    let findings = world.findings();
+    let overlaps = findings.iter().filter(|f| matches!(f.what, What::TablesOverlap { .. })).map(|f| f.at);
+    assert_eq!(overlaps.collect::<Vec<_>>(), [A + 0x1000, A + 0x3000]);
+}
+
+#[test]
 fn a_region_of_unknown_kind_or_no_whole_frames_is_found_at_its_record() {
     let mut world = World::arrived();
     world.regions.push(spec::handover::Region { token: 0x13, start: 0, bytes: 0x1000, kind: 2, reserved: 0 });
@@ -176,6 +202,27 @@ fn a_region_in_which_tables_lie_is_found() {
         assert_eq!(finding.what, What::TableInRegion { role, region: 0x13 });
         assert_eq!((finding.invariant, finding.domain), (Invariant::I3, domain));
     }
+}
+
+#[test]
+fn a_container_that_covers_tables_or_regions_or_frames_that_are_not_preserved_is_found() {
+    let container = |start, bytes| vec![spec::handover::Container { start, bytes }];
+    let mut world = World::arrived();
+    world.containers = container(A_MORE + 0x1000, 0x1000);
+    world.seal();
+    let finding = world.only();
+    let (role, other) = (Role::Container, Role::DomainTable);
+    assert_eq!((finding.invariant, finding.what), (Invariant::I1, What::TablesOverlap { role, other }));
+    world.containers = container(SMALL, 0x1000);
+    world.seal();
+    assert_eq!(world.only(), plain(Invariant::I3, SMALL, What::TableInRegion { role, region: 0x10 }));
+    world.containers = container(BLOB, 0x3000);
+    world.seal();
+    assert_eq!(world.only(), plain(Invariant::I4, BLOB + 0x2000, What::NotPreserved(role)));
+    world.containers = container(BLOB, 0x3001);
+    world.seal();
+    let at = world.record(kind::CONTAINER, 0);
+    assert_eq!(world.only(), plain(Invariant::I4, at, What::BadRange(RecordKind::Container)));
 }
 
 #[test]

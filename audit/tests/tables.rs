@@ -128,11 +128,13 @@ fn large_leaves_that_one_of_the_units_lacks_are_found() {
 
 #[test]
 fn snoop_control_that_one_of_the_units_lacks_is_a_reserved_bit() {
-    let mut world = World::arrived();
-    world.states[1].ecap = world.states[1].ecap.with_sc(false);
-    world.units[1].ecap = world.states[1].ecap.raw();
-    world.seal();
-    of_a(&world, Invariant::I3, A_L1 + 8, What::ReservedBits { bits: 1 << 11 });
+    for unit in [0, 1] {
+        let mut world = World::arrived();
+        world.states[unit].ecap = world.states[unit].ecap.with_sc(false);
+        world.units[unit].ecap = world.states[unit].ecap.raw();
+        world.seal();
+        of_a(&world, Invariant::I3, A_L1 + 8, What::ReservedBits { bits: 1 << 11 });
+    }
 }
 
 #[test]

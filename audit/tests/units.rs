@@ -137,6 +137,16 @@ fn a_cut_off_that_left_a_bus_without_preserved_requesters_is_a_violation_of_i2()
 }
 
 #[test]
+fn a_root_entry_left_behind_with_an_empty_table_blames_no_preserved_requester() {
+    let mut world = World::arrived();
+    world.memory.write(CONTEXT_1, &[0; 512]);
+    world.memory.write(ROOT + 16, &[CONTEXT_1 | 1]);
+    let findings = world.findings();
+    assert_eq!(findings.len(), 3, "the root entry, its table, the digest");
+    assert!(findings.iter().all(|f| f.requester == Some(requester(0, 1, 0, 0)) && f.domain.is_none()));
+}
+
+#[test]
 fn an_alias_that_is_not_recorded_is_a_stranger() {
     let mut world = World::arrived();
     world.aliases.clear();
@@ -150,14 +160,18 @@ fn an_alias_that_is_not_recorded_is_a_stranger() {
 
 #[test]
 fn an_entry_of_a_requester_preserved_on_another_unit_is_a_stranger() {
+    // Both units on segment 0: 05:00.0 is preserved on unit 1, and unit 0 has an entry for it too.
     let mut world = World::arrived();
-    // 0001:05:00.0 is preserved on unit 1; the same entry on bus 5 of unit 0 is nobody's.
-    let at = CONTEXT_0 + 16 * 0x28;
-    world.memory.write(at, &context(A, 4, 3));
-    world.digest();
+    world.states[1].id.segment = spec::Segment(0);
+    world.units[1].segment = 0;
+    world.requesters[2].segment = 0;
     world.seal();
+    assert_eq!(world.findings(), []);
+    world.memory.write(ROOT + 16 * 5, &[CONTEXT_1 | 1]);
+    world.memory.write(CONTEXT_1, &context(A, 4, 7));
     let finding = world.find(|what| *what == What::EntryNotOwned);
-    assert_eq!((finding.requester, finding.at), (Some(requester(0, 0, 5, 0)), at));
+    assert_eq!((finding.requester, finding.unit), (Some(requester(0, 5, 0, 0)), Some(unit_id(0))));
+    assert_eq!(finding.at, CONTEXT_1);
 }
 
 #[test]
@@ -289,7 +303,12 @@ fn reserved_bits_of_a_root_entry_are_found() {
 #[test]
 fn a_width_that_the_unit_lacks_is_found() {
     for aw in [0, 3, 7] {
-        let finding = agreed(|entry| entry.with_aw(aw)).find(|w| matches!(w, What::LevelsUnsupported { .. }));
+        let mut world = agreed(|entry| entry.with_aw(aw));
+        // Widths that no revision defines are none, whatever the register says.
+        if aw != 3 {
+            world.states[0].cap = world.states[0].cap.with_sagaw(0b11111);
+        }
+        let finding = world.find(|w| matches!(w, What::LevelsUnsupported { .. }));
         assert_eq!(finding.what, What::LevelsUnsupported { levels: aw as u8 + 2 });
         assert_eq!((finding.invariant, finding.requester), (Invariant::I1, Some(hda())));
     }

@@ -8,7 +8,7 @@ use super::{Memory, World, header};
 use holdover_audit::{Stage, UnitState};
 use spec::context::ContextEntry;
 use spec::handover::{
-    Alias, ContextTable, Domain, DomainIdUse, DomainTables, Region, Release, RequesterRecord,
+    Alias, Container, ContextTable, Domain, DomainIdUse, DomainTables, Region, Release, RequesterRecord,
     Scratch as ScratchRecord, Unit,
 };
 use spec::regs::{Cap, Ecap, Gsts, RootAddr};
@@ -201,6 +201,7 @@ pub fn build(stage: Stage) -> World {
             requester(0x22, context(A, 4, 3), 1, 0, SourceId::new(5, 0, 0)),
         ],
         aliases: vec![Alias { requester: 1, source: SourceId::new(3, 0, 0).raw(), reserved: 0 }],
+        containers: vec![Container { start: BLOB + 0x1000, bytes: 0x1000 }],
         others: Vec::new(),
         appended: 0,
     }

@@ -13,8 +13,8 @@ pub use memory::Memory;
 use holdover_audit::{Finding, Report, Scratch, Stage, UnitState, Unreadable, What, audit};
 use spec::context::ContextEntry;
 use spec::handover::{
-    Alias, ContextTable, Domain, DomainIdUse, DomainTables, Header, MAGIC, RecordHeader, Region, Release,
-    RequesterRecord, Scratch as ScratchRecord, Unit, kind,
+    Alias, Container, ContextTable, Domain, DomainIdUse, DomainTables, Header, MAGIC, RecordHeader, Region,
+    Release, RequesterRecord, Scratch as ScratchRecord, Unit, kind,
 };
 use spec::xxh64::hash;
 use spec::{PAGE_SIZE, PhysAddr, Requester, Segment, SourceId};
@@ -39,6 +39,7 @@ pub struct World {
     pub ids: Vec<DomainIdUse>,
     pub requesters: Vec<RequesterRecord>,
     pub aliases: Vec<Alias>,
+    pub containers: Vec<Container>,
     /// More records behind these: kind and content.
     pub others: Vec<(u16, Vec<u8>)>,
     /// Bytes that a newer release appended to each record.
@@ -156,6 +157,7 @@ impl World {
         all! {
             release: RELEASE, scratch: SCRATCH, units: UNIT, contexts: CONTEXT_TABLE, regions: REGION,
             domains: DOMAIN, tables: DOMAIN_TABLES, ids: DOMAIN_ID, requesters: REQUESTER, aliases: ALIAS,
+            containers: CONTAINER,
         }
         for (kind, body) in &self.others {
             put(*kind, body, 0);
