@@ -85,6 +85,28 @@ fn from_preserve_to_retrieve_the_devices_never_miss_a_translation() {
 }
 
 #[test]
+fn what_was_opened_shows_what_was_handed_over() {
+    let scene = Scene::new();
+    let container = scene.update();
+    let mut store = Store::of(16);
+    let opened = liveupdate::open(&scene.machine, container.fdt, store.storage()).unwrap();
+    let unit = scene.machine.units[0].id;
+    assert_eq!(opened.container(), Some(container.frames));
+    assert!(container.frames.covers(opened.blob()));
+    assert!(opened.is_table(scene.disk.top.frame()) && !opened.is_table(sound().first()));
+    assert_eq!(opened.scratch().collect::<Vec<_>>(), [scratch()]);
+    assert!(opened.units().map(|u| u.id).eq([unit]));
+    let mut units = Vec::new();
+    opened.for_each_unit(&mut |u| units.push(u));
+    assert_eq!(units, [unit]);
+    let extents: BTreeSet<_> = opened.regions().map(|r| (r.token, r.extent)).collect();
+    assert_eq!(extents, [(SOUND, sound()), (DISK_MEMORY, disk_memory()), (BAR, bar())].into());
+    assert!(opened.domains().map(|d| (d.token, d.top_table)).any(|d| d == (AUDIO_DOMAIN, scene.audio.top)));
+    assert!(opened.requesters().all(|(u, _)| u == unit) && opened.requesters().count() == 2);
+    assert!(opened.context_tables().map(|(u, c)| (u, c.bus)).eq([(unit, 0), (unit, 2)]));
+}
+
+#[test]
 fn what_cannot_be_retrieved_is_refused_by_name() {
     let scene = Scene::new();
     let container = scene.update();

@@ -6,7 +6,9 @@ use crate::common::tables::context;
 use crate::common::{Store, extent, requester, source};
 use audit::{Invariant, What};
 use liveupdate::host::{Atomic, MaySleep};
-use liveupdate::{FreezeError, FreezeInput, MAX_SCRATCH, Outgoing, RegionKind, Token, UnpreserveError};
+use liveupdate::{
+    FreezeError, FreezeInput, MAX_SCRATCH, MAX_UNITS, Outgoing, RegionKind, Token, UnpreserveError,
+};
 use spec::{Extent, Requester};
 
 fn ctx() -> MaySleep {
@@ -171,6 +173,16 @@ fn what_no_reader_would_take_is_refused_before_the_jump() {
     assert!(matches!(refused_with(&input), FreezeError::TooLarge(_)));
     let input = FreezeInput { release: "r", update: 0, scratch: &[] };
     assert_eq!(refused_with(&input), FreezeError::UpdateZero);
+}
+
+#[test]
+fn more_units_than_the_auditor_is_shown_are_refused_not_passed_over() {
+    let (scene, mut store, mut ctx) = (Scene::with_units(MAX_UNITS as u64 + 1), Store::of(16), ctx());
+    let outgoing = scene.preserve(&mut store, &mut ctx);
+    let failed = freeze(outgoing, &mut ctx).unwrap_err();
+    assert!(matches!(failed.why, FreezeError::Full(f) if f.capacity == MAX_UNITS), "{:?}", failed.why);
+    let (scene, mut store) = (Scene::with_units(MAX_UNITS as u64), Store::of(16));
+    let _sealed = freeze(scene.preserve(&mut store, &mut ctx), &mut ctx).unwrap();
 }
 
 #[test]

@@ -196,6 +196,35 @@ fn a_table_outside_the_runs_that_the_host_listed_is_named() {
     assert_eq!(scene.machine.snapshot(), before);
 }
 
+#[test]
+fn leaves_of_every_size_at_every_depth_are_held_against_the_regions() {
+    for (levels, level) in (3..=5).flat_map(|levels| (0..3).map(move |level| (levels, level))) {
+        let (scene, mut store, mut ctx) = (Scene::new(), Store::of(16), ctx());
+        let frames = 1 << (9 * u64::from(level));
+        let (inside, outside) = (extent(0x40_0000_0000, frames), extent(0x50_0000_0000, frames));
+        // The last address that so many levels translate.
+        let last = (1 << (12 + 9 * u64::from(levels))) - frames * 4096;
+        let domain = scene.machine.domain(levels);
+        for (iova, to) in [(0, inside), (last, inside)] {
+            if level == 0 {
+                scene.machine.map(domain, iova, to);
+            } else {
+                scene.machine.map_large(domain, iova, to.start(), level);
+            }
+        }
+        let mut outgoing = Outgoing::new(&scene.machine, store.storage());
+        outgoing.preserve_region(&mut ctx, Token(1), inside, RegionKind::Memory).unwrap();
+        outgoing.preserve_domain(&mut ctx, Token(2), domain.of()).unwrap();
+        let in_use = outgoing.unpreserve_region(&mut ctx, Token(1));
+        assert_eq!(in_use, Err(UnpreserveError::RegionInUse { domain: Token(2), iova: Iova::new(0) }));
+        outgoing.unpreserve_domain(&mut ctx, Token(2)).unwrap();
+        let at = scene.machine.entry(domain, last, level);
+        scene.machine.set(at, scene.machine.get(at) ^ (inside.start().get() ^ outside.start().get()));
+        let refused = outgoing.preserve_domain(&mut ctx, Token(2), domain.of());
+        assert_eq!(refused, Err(PreserveError::LeafOutside { iova: Iova::new(last), target: outside }));
+    }
+}
+
 /// What can be preserved, and what must be there before it.
 const THINGS: [(Token, &[Token]); 7] = [
     (SOUND, &[]),
