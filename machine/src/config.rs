@@ -104,6 +104,11 @@ pub struct Quirks {
     pub queue_ends_with_wait: bool,
     /// Fault records without PASID show ones in bits 119:104.
     pub pasid_leak: bool,
+    /// A walk ends at the first entry without the permission that is asked for, even if that entry has reserved bits set or
+    /// what follows could not be read. The manual does not say which of several faults comes first.
+    pub permission_first: bool,
+    /// Addresses that pass through may be wider than the unit's and the host's.
+    pub pass_through_unchecked: bool,
 }
 
 impl MachineConfig {
@@ -137,7 +142,12 @@ impl UnitConfig {
             scope: Scope::Everything,
             cache_room: 4096,
             caching: Caching::ALL,
-            quirks: Quirks { queue_ends_with_wait: true, pasid_leak: true },
+            quirks: Quirks {
+                queue_ends_with_wait: true,
+                pasid_leak: true,
+                permission_first: true,
+                pass_through_unchecked: true,
+            },
         }
     }
 

@@ -1,6 +1,6 @@
 //! The machine as a whole: memory, functions, devices and units under one clock.
 //!
-//! Whoever touches the machine lets time pass first ([`State::step`]); whatever became due meanwhile, in units, devices and
+//! Whoever touches the machine lets time pass first (`State::step`); whatever became due meanwhile, in units, devices and
 //! on the way to memory, happens in the order of its time. So engines run between any two steps of a kernel.
 
 use crate::acpi;

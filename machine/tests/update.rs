@@ -1,7 +1,7 @@
 //! The whole story on the built-in machine: on many kinds of hardware, with many seeds, with mistakes put in.
 
 use holdover_machine::devices::Habits;
-use holdover_machine::{Capture, MachineConfig, Run, RunConfig, TraceLine, UnitConfig, pci, run};
+use holdover_machine::{Capture, MachineConfig, Run, RunConfig, Scope, TraceLine, UnitConfig, pci, run};
 use scenario::event::Event;
 use scenario::platform::Mark;
 use scenario::story::{Mutant, Verdict};
@@ -56,25 +56,39 @@ fn assert_good(run: &Run, what: &str) {
     assert_isolated(run, what);
 }
 
-/// After each cut-off the two requesters reach nothing until the next kernel has finished; translation stays on.
+/// After each cut-off the two requesters reach nothing until the next kernel lets them; translation stays on.
 fn assert_isolated(run: &Run, what: &str) {
-    let (mut cut, mut started, mut blocked) = (false, false, 0);
+    let blocked = blocked(run, what);
+    assert!(blocked >= 2, "{what}: {blocked} attempts were blocked");
+}
+
+/// How many attempts were blocked after a cut-off. None may have got through, and nobody else may have been refused.
+fn blocked(run: &Run, what: &str) -> u64 {
+    let cut_off = [pci::EDU_B, pci::BEHIND_BRIDGE];
+    let (mut cut, mut shut, mut started, mut blocked) = (false, false, false, 0);
     for line in run.machine.trace() {
         match line {
             TraceLine::Mark { mark: Mark::Running, .. } => started = true,
-            TraceLine::Mark { mark: Mark::CutOffDone, .. } => cut = true,
-            TraceLine::Mark { mark: Mark::Finished, .. } => {}
+            TraceLine::Mark { mark: Mark::CutOffDone, .. } => (cut, shut) = (true, true),
+            // From here on the kernel may attach them anew.
+            TraceLine::Mark { mark: Mark::Finished, .. } => shut = false,
             TraceLine::Mark { mark: Mark::Over, .. } => break,
             TraceLine::TranslationEnabled { .. } => assert!(!started, "{what}: {line:?}"),
             TraceLine::Untranslated { .. } => panic!("{what}: {line:?}"),
-            TraceLine::Faulted { source, .. } if cut => {
-                assert!([pci::EDU_B, pci::BEHIND_BRIDGE].contains(&source), "{what}: {line:?}");
+            TraceLine::Translated { source, .. } if shut => {
+                assert!(!cut_off.contains(&source), "{what}: {line:?}")
+            }
+            TraceLine::Faulted { source, reason, .. } if cut => {
+                assert!(cut_off.contains(&source), "{what}: {line:?}");
+                // Any other reason: a table was walked that should have been out of reach.
+                let gone = [Reason::ROOT_NOT_PRESENT, Reason::CONTEXT_NOT_PRESENT];
+                assert!(gone.contains(&reason), "{what}: {line:?}");
                 blocked += 1;
             }
             _ => {}
         }
     }
-    assert!(blocked >= 2, "{what}: {blocked} attempts were blocked");
+    blocked
 }
 
 #[test]
@@ -100,22 +114,39 @@ fn an_update_completes_on_every_kind_of_unit() {
     }
 }
 
+/// The first unit for `sources`, the second, without a queue, for the rest.
+fn two_units(sources: &[SourceId]) -> MachineConfig {
+    let mut rest = UnitConfig::plain(BASE, 48).without_queue();
+    rest.scope = Scope::Rest;
+    let mut config = machine(3);
+    config.units = vec![UnitConfig::plain(BASE + 0x1000, 48).for_sources(sources), rest];
+    config
+}
+
 #[test]
 fn an_update_completes_with_two_units_that_share_the_devices() {
-    let ways: [(&str, &[SourceId]); 3] = [
-        ("audio alone", &[pci::AUDIO]),
-        ("those that are cut off", &[pci::EDU_B, pci::BRIDGE]),
-        ("one of each", &[pci::EDU_A, pci::BRIDGE]),
-    ];
-    for (what, sources) in ways {
-        let mut config = machine(3);
-        let mut rest = UnitConfig::plain(BASE, 48).without_queue();
-        rest.scope = holdover_machine::Scope::Rest;
-        config.units = vec![UnitConfig::plain(BASE + 0x1000, 48).for_sources(sources), rest];
-        let run = update(config);
-        assert_eq!(run.verdict, Verdict::Completed, "{what}: {:#?}", failures(&run));
-        assert_eq!(broken_rules(&run), [], "{what}");
+    assert_good(&update(two_units(&[pci::AUDIO])), "audio alone");
+    assert_good(&update(two_units(&[pci::EDU_A, pci::BRIDGE])), "one of each");
+}
+
+#[test]
+fn a_unit_with_nothing_preserved_is_switched_off_and_the_other_one_is_not() {
+    let run = update(two_units(&[pci::EDU_B, pci::BRIDGE]));
+    assert_eq!(run.verdict, Verdict::Completed, "{:#?}", failures(&run));
+    assert_eq!(broken_rules(&run), []);
+    let mut within = None;
+    let mut off = Vec::new();
+    for line in run.machine.trace() {
+        match line {
+            TraceLine::Mark { mark, .. } => within = Some(mark),
+            TraceLine::TranslationEnabled { unit, on: false, .. } => {
+                assert_eq!(within, Some(Mark::CutOffBegin));
+                off.push(unit.register_base);
+            }
+            _ => {}
+        }
     }
+    assert_eq!(off, [BASE + 0x1000]);
 }
 
 #[test]
@@ -181,6 +212,21 @@ fn whoever_is_attached_nowhere_reaches_nothing_and_meets_no_rubbish() {
             }
         }
     }
+}
+
+#[test]
+fn an_allocation_that_fails_lets_nobody_through() {
+    let mut verdicts = Vec::new();
+    for number in 0..16 {
+        let mut config = machine(4);
+        config.faults.fail_allocation = Some(number);
+        let run = update(config);
+        blocked(&run, &format!("allocation {number}"));
+        assert_eq!(broken_rules(&run), [], "allocation {number}");
+        assert_eq!(run.verdict == Verdict::Completed, failures(&run).is_empty(), "allocation {number}");
+        verdicts.push(run.verdict);
+    }
+    assert!(verdicts.contains(&Verdict::Refused) && verdicts.contains(&Verdict::Failed));
 }
 
 #[test]

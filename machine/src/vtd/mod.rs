@@ -1,7 +1,7 @@
 //! The remapping unit as hardware: registers, caches that go stale, a queue that takes time, fault records.
 //!
 //! Written from the specification alone; with the driver it shares the layouts in `spec` and no line of behaviour. A DMA comes
-//! in through [`unit::Unit::translate`], software through `Unit::read` and `Unit::write` (in `registers`), time through
+//! in through `Unit::translate`, software through `Unit::read` and `Unit::write` (in `registers`), time through
 //! `Unit::run`.
 
 #[cfg(test)]

@@ -265,7 +265,7 @@ fn every_refusal_has_its_reason() {
             Reason::CONTEXT_RESERVED,
         ),
         (|b| b.set_context(context().with_ssptptr(1 << 40)), Reason::CONTEXT_RESERVED),
-        (|b| b.set_context(context().with_ssptptr(0x4000_0000 >> 12)), Reason::PAGING_ENTRY_ACCESS),
+        (|b| b.set_context(context().with_ssptptr(0x4000_0000 >> 12)), Reason::CONTEXT_INVALID),
         (|b| b.set(TOP, 0x4000_0000 | RW), Reason::PAGING_ENTRY_ACCESS),
         (|b| b.set(MIDDLE, LOWEST | 1 << 11 | RW), Reason::PAGING_RESERVED),
         (|b| b.set(LOWEST + 8, 0), Reason::READ_DENIED),

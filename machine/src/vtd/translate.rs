@@ -2,7 +2,7 @@
 
 use super::cache::{Context, ContextAnswer, PageAnswer, Route, Tag};
 use super::unit::{Outcome, Unit};
-use super::walk::{self, Leaf, Refusal, Rules, Table};
+use super::walk::{self, Access, Leaf, Refusal, Rules, Table};
 use crate::fabric::Fabric;
 use crate::memory::View;
 use crate::trace::TraceLine;
@@ -10,7 +10,7 @@ use spec::context::{ContextEntry, TranslationType};
 use spec::fault::Reason;
 use spec::regs::offset;
 use spec::root::RootEntry;
-use spec::{SourceId, second_stage};
+use spec::SourceId;
 
 /// Writes in this range are interrupt messages, never memory (VT-d 3.14).
 const INTERRUPT_RANGE: core::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
@@ -39,7 +39,7 @@ impl Unit {
             Ok(context) => context,
             Err((reason, quiet)) => return self.refuse(source, iova, write, reason, quiet, fabric),
         };
-        if iova >> self.input_width(context.route) != 0 {
+        if iova.checked_shr(self.input_width(context.route)).unwrap_or(0) != 0 {
             return self.refuse(source, iova, write, Reason::ADDRESS_BEYOND_WIDTH, context.quiet, fabric);
         }
         match self.output(source, context, iova, write, fabric) {
@@ -90,11 +90,12 @@ impl Unit {
     }
 
     /// Bits of an input address that the route can map.
-    fn input_width(&self, route: Route) -> u64 {
-        let unit = self.config.cap.mgaw() + 1;
+    fn input_width(&self, route: Route) -> u32 {
+        let unit = self.config.cap.mgaw() as u32 + 1;
         match route {
-            Route::PassThrough => unit.min(u64::from(self.host_width)),
-            Route::SecondStage { levels, .. } => unit.min(12 + 9 * u64::from(levels)),
+            Route::PassThrough if self.config.quirks.pass_through_unchecked => 64,
+            Route::PassThrough => unit.min(u32::from(self.host_width)),
+            Route::SecondStage { levels, .. } => unit.min(12 + 9 * u32::from(levels)),
         }
     }
 
@@ -178,12 +179,15 @@ impl Unit {
         let leaf = match self.page(self.tag(source, context), top, levels, iova, write, fabric) {
             Ok(leaf) => leaf,
             Err(Refusal::NotPresent) => return Err(denied),
-            Err(Refusal::Broken(reason)) => return Err(reason),
+            Err(Refusal::Reserved) => return Err(Reason::PAGING_RESERVED),
+            // The top table's address comes from the context entry, which is what is wrong then.
+            Err(Refusal::Unreadable(level)) if level + 1 == levels => return Err(Reason::CONTEXT_INVALID),
+            Err(Refusal::Unreadable(_)) => return Err(Reason::PAGING_ENTRY_ACCESS),
         };
-        if !(if write { leaf.write } else { leaf.read }) {
+        if !leaf.permits(write) {
             return Err(denied);
         }
-        let output = leaf.output + iova % second_stage::span(leaf.level);
+        let output = leaf.at(iova);
         if INTERRUPT_RANGE.contains(&output) {
             return Err(Reason::OUTPUT_IN_INTERRUPT_RANGE);
         }
@@ -214,9 +218,9 @@ impl Unit {
         if let Some(answer) = self.caches.page(tag, iova) {
             return answer;
         }
-        let answer = self.walk(tag, top, levels, iova, fabric);
+        let answer = self.walk(tag, top, levels, iova, write, fabric);
         let keeps = match answer {
-            Ok(leaf) => self.config.caching.denied || if write { leaf.write } else { leaf.read },
+            Ok(leaf) => self.config.caching.denied || serves(leaf, iova, write),
             Err(_) => self.config.cap.cm(),
         };
         if keeps {
@@ -231,12 +235,15 @@ impl Unit {
         top: u64,
         levels: u8,
         iova: u64,
+        write: bool,
         fabric: &mut Fabric,
     ) -> Result<Leaf, Refusal> {
+        let access = if write { Access::Write } else { Access::Read };
         let rules = Rules {
             host_width: u32::from(self.host_width),
             large_leaves: self.config.cap.sslps(),
             snoop_control: self.config.ecap.sc(),
+            permission_first: self.config.quirks.permission_first.then_some(access),
         };
         let from_top = Table { address: top, level: levels - 1, read: true, write: true };
         let start = self.caches.lowest_table(tag, iova, levels).unwrap_or(from_top);
@@ -267,6 +274,11 @@ impl Unit {
         let low = self.config.cap.plmr() && hits(plain(offset::PLMBASE), plain(offset::PLMLIMIT));
         low || self.config.cap.phmr() && hits(plain(offset::PHMBASE), plain(offset::PHMLIMIT))
     }
+}
+
+/// Whether the leaf lets the request through.
+fn serves(leaf: Leaf, iova: u64, write: bool) -> bool {
+    leaf.permits(write) && !INTERRUPT_RANGE.contains(&leaf.at(iova))
 }
 
 fn any(words: [u64; 2], mask: [u64; 2]) -> bool {

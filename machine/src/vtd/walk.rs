@@ -1,6 +1,5 @@
 //! The second-stage walk as hardware does it (VT-d 3.7, 9.10): one entry a level, permissions narrowing on the way down.
 
-use spec::fault::Reason;
 use spec::second_stage::{self, SecondStageEntry};
 
 /// What the unit's capabilities and the platform say about valid entries.
@@ -12,6 +11,17 @@ pub struct Rules {
     pub large_leaves: u64,
     /// ECAP.SC.
     pub snoop_control: bool,
+    /// Missing permission for this, a read or a write, ends the walk before anything else is looked at.
+    pub permission_first: Option<Access>,
+}
+
+/// What a request wants to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Read.
+    Read,
+    /// Write.
+    Write,
 }
 
 /// A table that the walk stands at, with the permissions that entries above it left.
@@ -40,13 +50,29 @@ pub struct Leaf {
     pub write: bool,
 }
 
+impl Leaf {
+    /// Whether the leaf permits a write, or a read.
+    #[must_use]
+    pub fn permits(&self, write: bool) -> bool {
+        if write { self.write } else { self.read }
+    }
+
+    /// Where `iova`, an address that the leaf maps, goes.
+    #[must_use]
+    pub fn at(&self, iova: u64) -> u64 {
+        self.output + iova % second_stage::span(self.level)
+    }
+}
+
 /// Why a walk ended without a leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// Nothing is mapped: no permission is left.
     NotPresent,
-    /// The tables are broken, in the way named.
-    Broken(Reason),
+    /// Reserved bits in a present entry.
+    Reserved,
+    /// An entry at this level could not be read.
+    Unreadable(u8),
 }
 
 /// Walks from `table` down to the leaf for `iova`. `load` reads one entry; `passed` hears of every further table on the way.
@@ -60,17 +86,28 @@ pub fn walk(
     load: impl Fn(u64) -> Option<u64>,
     mut passed: impl FnMut(Table),
 ) -> Result<Leaf, Refusal> {
+    let lacks = |read: bool, write: bool| match rules.permission_first {
+        Some(Access::Read) => !read,
+        Some(Access::Write) => !write,
+        None => false,
+    };
     loop {
+        if lacks(table.read, table.write) {
+            return Err(Refusal::NotPresent);
+        }
         let address = table.address + 8 * second_stage::index(iova, table.level);
-        let raw = load(address).ok_or(Refusal::Broken(Reason::PAGING_ENTRY_ACCESS))?;
+        let raw = load(address).ok_or(Refusal::Unreadable(table.level))?;
         let entry = SecondStageEntry::from_raw(raw);
         if !entry.is_present() {
             return Err(Refusal::NotPresent);
         }
-        if raw & reserved(entry, table.level, rules) != 0 {
-            return Err(Refusal::Broken(Reason::PAGING_RESERVED));
-        }
         let (read, write) = (table.read && entry.r(), table.write && entry.w());
+        if lacks(read, write) {
+            return Err(Refusal::NotPresent);
+        }
+        if raw & reserved(entry, table.level, rules) != 0 {
+            return Err(Refusal::Reserved);
+        }
         if !read && !write {
             return Err(Refusal::NotPresent);
         }
@@ -93,7 +130,8 @@ mod tests {
     use super::*;
     use std::collections::HashMap;
 
-    const RULES: Rules = Rules { host_width: 39, large_leaves: 3, snoop_control: false };
+    const RULES: Rules =
+        Rules { host_width: 39, large_leaves: 3, snoop_control: false, permission_first: None };
     const TOP: Table = Table { address: 0x1000, level: 2, read: true, write: true };
 
     fn run(entries: &[(u64, u64)], iova: u64, rules: Rules) -> Result<Leaf, Refusal> {
@@ -116,13 +154,13 @@ mod tests {
         let tables = [(0x1000, 0x2003), (0x2008, 0x40_0083)];
         assert_eq!(run(&tables, 0x2f_0000, RULES).unwrap().level, 1);
         let none = Rules { large_leaves: 0, ..RULES };
-        assert_eq!(run(&tables, 0x2f_0000, none), Err(Refusal::Broken(Reason::PAGING_RESERVED)));
+        assert_eq!(run(&tables, 0x2f_0000, none), Err(Refusal::Reserved));
         assert_eq!(run(&[(0x1000, 0x4000_0083)], 5, RULES).unwrap().output, 0x4000_0000);
     }
 
     #[test]
     fn reserved_bits_and_unreadable_tables_are_told_apart() {
-        let reserved = Err(Refusal::Broken(Reason::PAGING_RESERVED));
+        let reserved = Err(Refusal::Reserved);
         assert_eq!(
             run(&[(0x1000, 0x2003), (0x2000, 0x20_1083)], 0, RULES),
             reserved,
@@ -130,12 +168,21 @@ mod tests {
         );
         assert_eq!(run(&[(0x1000, 1 << 39 | 0x2003)], 0, RULES), reserved, "beyond the host's address width");
         assert_eq!(run(&[(0x1000, 1 << 62 | 0x2003)], 0, RULES), reserved);
-        assert_eq!(run(&[(0x1000, 0x80_0003)], 0, RULES), Err(Refusal::Broken(Reason::PAGING_ENTRY_ACCESS)));
+        assert_eq!(run(&[(0x1000, 0x80_0003)], 0, RULES), Err(Refusal::Unreadable(1)));
         assert_eq!(
             run(&[(0x1000, 1 << 62)], 0, RULES),
             Err(Refusal::NotPresent),
             "absent entries are not checked"
         );
+    }
+
+    #[test]
+    fn which_of_two_faults_comes_first_is_the_units_choice() {
+        let tables = [(0x1000, 0x2001), (0x2000, 1 << 62 | 0x3003)];
+        assert_eq!(run(&tables, 0, RULES), Err(Refusal::Reserved));
+        let rules = |access| Rules { permission_first: Some(access), ..RULES };
+        assert_eq!(run(&tables, 0, rules(Access::Write)), Err(Refusal::NotPresent));
+        assert_eq!(run(&tables, 0, rules(Access::Read)), Err(Refusal::Reserved));
     }
 
     #[test]
