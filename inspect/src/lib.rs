@@ -9,6 +9,7 @@
 //! reader for the records of our own handovers.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod dmar;
 pub mod format;
 pub mod image;

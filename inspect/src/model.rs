@@ -108,6 +108,8 @@ pub struct Model {
     pub spaces: Vec<Space>,
     /// Handovers.
     pub handovers: Vec<Kho>,
+    /// Who uses each page table.
+    pub users: Vec<Vec<User>>,
     /// What hardware allows.
     pub hardware: Hardware,
     /// What has no better place.
@@ -267,7 +269,8 @@ impl Model {
             FindKho::Auto if memory.bytes() > SCAN_LIMIT => Vec::new(),
             FindKho::Auto | FindKho::Scan => kho::scan(memory),
         };
-        Self { units, spaces, handovers, hardware, problems }
+        let users = users(&units, spaces.len());
+        Self { units, spaces, handovers, users, hardware, problems }
     }
 
     /// Whether nothing is missing and nothing is wrong.
@@ -282,22 +285,24 @@ impl Model {
             && self.spaces.iter().all(|space| space.troubles.is_empty())
             && self.handovers.iter().all(|kho| kho.problems.is_empty())
     }
+}
 
-    /// The unit's number for a space's user.
-    #[must_use]
-    pub fn users_of(&self, space: usize) -> Vec<(usize, SourceId, Option<u32>)> {
-        let mut users = Vec::new();
-        for (number, unit) in self.units.iter().enumerate() {
-            for requester in &unit.requesters {
-                for attachment in &requester.attachments {
-                    if attachment.route == Route::Space(space) {
-                        users.push((number, requester.source, attachment.pasid.map(|pasid| pasid.number)));
-                    }
+/// Who uses a page table: the unit's number, the source id, the PASID in scalable mode.
+pub type User = (usize, SourceId, Option<u32>);
+
+/// Who uses each of `spaces` page tables.
+fn users(units: &[Unit], spaces: usize) -> Vec<Vec<User>> {
+    let mut users = vec![Vec::new(); spaces];
+    for (number, unit) in units.iter().enumerate() {
+        for requester in &unit.requesters {
+            for attachment in &requester.attachments {
+                if let Route::Space(space) = attachment.route {
+                    users[space].push((number, requester.source, attachment.pasid.map(|pasid| pasid.number)));
                 }
             }
         }
-        users
     }
+    users
 }
 
 /// What is carried along while units are read.

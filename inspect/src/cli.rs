@@ -1,0 +1,276 @@
+//! The commands that look at images: arguments, and what runs them.
+//!
+//! [`Command`] is meant to be flattened into a larger command line. [`run`] writes results to one stream and everything
+//! else to another, and says how it went: 0 when nothing is wrong, 1 when something is, 2 when the question could not be
+//! answered.
+
+mod load;
+
+pub use load::{ImageArgs, Loaded};
+
+use crate::format::{debugfs, html, json, text};
+use crate::translate::{self, Asker};
+use crate::{dmar, reach};
+use clap::{Args, Subcommand, ValueEnum};
+use spec::{PhysAddr, SourceId};
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+/// Where Linux shows this machine's DMAR table.
+const OWN_DMAR: &str = "/sys/firmware/acpi/tables/DMAR";
+
+/// Commands that look at memory images and tables.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what remapping tables and handovers an image of memory holds
+    Inspect(InspectArgs),
+    /// Make one translation step by step, as hardware would
+    Translate(TranslateArgs),
+    /// Show who can read or write a frame, through which entries
+    Reach(ReachArgs),
+    /// Show a DMAR table and everything odd about it
+    Dmar(DmarArgs),
+}
+
+/// How a model is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// For programs: schema holdover.inspect/1
+    Json,
+    /// The columns of Linux's debugfs files
+    Debugfs,
+    /// One page that needs nothing else
+    Html,
+}
+
+/// Files of the `debugfs` format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DebugfsFile {
+    /// Root, context and PASID entries
+    #[value(name = "dmar_translation_struct")]
+    Dmar,
+    /// Interrupt tables
+    #[value(name = "ir_translation_struct")]
+    Interrupts,
+    /// Registers
+    #[value(name = "iommu_regset")]
+    Registers,
+    /// Invalidation queues
+    #[value(name = "invalidation_queue")]
+    Queue,
+    /// Page tables of the requester given with -s
+    #[value(name = "domain_translation_struct")]
+    Domain,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// How it is shown
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+    /// Only what concerns this requester, as in 00:1f.2
+    #[arg(short, long, value_name = "BDF", value_parser = translate::parse_source)]
+    source: Option<SourceId>,
+    /// Every leaf, every descriptor, every run
+    #[arg(short, long)]
+    verbose: bool,
+    /// With --format debugfs: only this file, without its name
+    #[arg(long, value_enum, value_name = "NAME")]
+    file: Option<DebugfsFile>,
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Arguments of `translate`.
+#[derive(Debug, Args)]
+pub struct TranslateArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Who asks: BUS:DEVICE.FUNCTION in hex, and a PASID in decimal or 0x
+    #[arg(value_name = "BDF[:PASID]")]
+    asker: Asker,
+    /// The address that is asked for, in hex
+    #[arg(value_parser = load::number)]
+    iova: u64,
+    /// The unit, by its register base, where several know the requester
+    #[arg(long, value_name = "ADDRESS", value_parser = load::number)]
+    unit: Option<u64>,
+    /// As JSON: schema holdover.translate/1
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `reach`.
+#[derive(Debug, Args)]
+pub struct ReachArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// A physical address within the frame, in hex
+    #[arg(value_name = "PHYS", value_parser = load::number)]
+    address: u64,
+    /// As JSON: schema holdover.reach/1
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `dmar`.
+#[derive(Debug, Args)]
+pub struct DmarArgs {
+    /// The table [default: this machine's]
+    file: Option<PathBuf>,
+    /// As JSON: schema holdover.dmar/1
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why a question could not be answered.
+pub type Failure = String;
+
+/// How it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Nothing is wrong.
+    Good = 0,
+    /// Something is wrong with what was looked at.
+    Bad = 1,
+    /// The question could not be answered.
+    Failed = 2,
+}
+
+impl Status {
+    const fn of(good: bool) -> Self {
+        if good { Self::Good } else { Self::Bad }
+    }
+}
+
+/// Runs a command. The result goes to `out`, everything else to `err`.
+pub fn run(command: &Command, out: &mut dyn Write, err: &mut dyn Write) -> Status {
+    let status = match command {
+        Command::Inspect(arguments) => inspect(arguments, out, err),
+        Command::Translate(arguments) => translate(arguments, out, err),
+        Command::Reach(arguments) => reach(arguments, out, err),
+        Command::Dmar(arguments) => dmar(arguments, out),
+    };
+    status.unwrap_or_else(|error| {
+        // When nothing can be said, the status says it.
+        let _ = writeln!(err, "error: {error}");
+        Status::Failed
+    })
+}
+
+fn written(result: io::Result<()>) -> Result<(), Failure> {
+    match result {
+        // Whoever closes the pipe has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|error| format!("cannot write the result: {error}")),
+    }
+}
+
+fn pretty(out: &mut dyn Write, value: &serde_json::Value) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)
+}
+
+fn inspect(arguments: &InspectArgs, out: &mut dyn Write, err: &mut dyn Write) -> Result<Status, Failure> {
+    let loaded = arguments.image.load(err)?;
+    let status = Status::of(loaded.model.is_whole());
+    match &arguments.output {
+        None => written(show(arguments, &loaded, out))?,
+        Some(path) => {
+            let failed = |error| format!("cannot write {}: {error}", path.display());
+            let mut file = io::BufWriter::new(std::fs::File::create(path).map_err(failed)?);
+            show(arguments, &loaded, &mut file).and_then(|()| file.flush()).map_err(failed)?;
+        }
+    }
+    Ok(status)
+}
+
+fn show(arguments: &InspectArgs, loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
+    let Loaded { memory, model } = loaded;
+    let format = if arguments.json { Format::Json } else { arguments.format };
+    match format {
+        Format::Text => {
+            let options = text::Options { source: arguments.source, verbose: arguments.verbose };
+            text::all(out, memory, model, options)
+        }
+        Format::Json => pretty(out, &json::all(memory, model, arguments.source)),
+        Format::Html => out.write_all(html::page(memory, model, &arguments.image.name()).as_bytes()),
+        Format::Debugfs => match arguments.file {
+            None => debugfs::all(out, memory, model),
+            Some(DebugfsFile::Dmar) => debugfs::dmar_translation_struct(out, model),
+            Some(DebugfsFile::Interrupts) => debugfs::ir_translation_struct(out, model),
+            Some(DebugfsFile::Registers) => debugfs::iommu_regset(out, model),
+            Some(DebugfsFile::Queue) => debugfs::invalidation_queue(out, model),
+            Some(DebugfsFile::Domain) => {
+                let requesters = model.units.iter().flat_map(|unit| &unit.requesters);
+                let shown = requesters
+                    .filter(|requester| arguments.source.is_none_or(|source| source == requester.source));
+                for requester in shown {
+                    for attachment in &requester.attachments {
+                        debugfs::domain_translation_struct(out, memory, requester, attachment)?;
+                    }
+                }
+                Ok(())
+            }
+        },
+    }
+}
+
+fn translate(arguments: &TranslateArgs, out: &mut dyn Write, err: &mut dyn Write) -> Result<Status, Failure> {
+    let Loaded { memory, model } = arguments.image.load(err)?;
+    let asker = arguments.asker;
+    let by_base = |base| model.units.iter().find(|unit| unit.registers.base == base);
+    let unit = match arguments.unit {
+        Some(base) => {
+            by_base(base).ok_or_else(|| format!("no registers are known of a unit at {base:#x}"))?
+        }
+        None => {
+            let knows = |unit: &&crate::model::Unit| {
+                unit.requesters.iter().any(|requester| requester.source == asker.source)
+            };
+            let known = model.units.iter().find(knows).or(model.units.first());
+            known.ok_or("no registers are known: give --registers or --rtaddr")?
+        }
+    };
+    let translation = translate::translate(&memory, &unit.registers, model.hardware, asker, arguments.iova);
+    written(if arguments.json {
+        pretty(out, &json::translation(&translation))
+    } else {
+        text::translation(out, &translation)
+    })?;
+    Ok(Status::of(translation.outcome.passes()))
+}
+
+fn reach(arguments: &ReachArgs, out: &mut dyn Write, err: &mut dyn Write) -> Result<Status, Failure> {
+    let Loaded { memory, model } = arguments.image.load(err)?;
+    if model.units.is_empty() {
+        return Err("no registers are known: give --registers or --rtaddr".into());
+    }
+    let frame = PhysAddr::new(arguments.address).frame().start();
+    let roles = reach::roles(&model, frame);
+    let found = reach::reach(&memory, &model, frame);
+    written(if arguments.json {
+        pretty(out, &json::reach(frame, &roles, &found))
+    } else {
+        text::reach(out, frame, &roles, &found)
+    })?;
+    Ok(Status::of(found.uncertain.is_empty()))
+}
+
+fn dmar(arguments: &DmarArgs, out: &mut dyn Write) -> Result<Status, Failure> {
+    let path = arguments.file.clone().unwrap_or_else(|| OWN_DMAR.into());
+    let bytes = load::small_file(&path)?;
+    let report = dmar::examine(&bytes).map_err(|error| format!("{}: {error}", path.display()))?;
+    written(if arguments.json { pretty(out, &dmar::json(&report)) } else { dmar::text(out, &report) })?;
+    Ok(Status::of(!report.must_refuse()))
+}

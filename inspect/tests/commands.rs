@@ -1,0 +1,191 @@
+//! The commands as people type them.
+
+mod common;
+
+use clap::Parser;
+use common::folder;
+use holdover_inspect::cli::{self, Command, Status};
+use serde_json::Value;
+
+#[derive(Parser)]
+struct Line {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Runs a line of words; `{image}` stands for a folder of images. Gives back status, result, and what was said besides.
+fn run(line: &str) -> (Status, String, String) {
+    let data = folder("").display().to_string();
+    let words: Vec<String> =
+        line.split_whitespace().map(|word| word.replace("{data}", data.trim_end_matches('/'))).collect();
+    let line = Line::try_parse_from(["holdover".to_owned()].into_iter().chain(words)).unwrap();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let status = cli::run(&line.command, &mut out, &mut err);
+    (status, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+fn json(line: &str) -> (Status, Value) {
+    let (status, out, err) = run(line);
+    (status, serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out} {err}")))
+}
+
+const LEGACY: &str = "{data}/min-legacy/reach.pages.zst --registers {data}/min-legacy/vtd-regs.bin";
+const SCALABLE: &str = "{data}/deb73-sm-fl/reach.pages.zst --registers {data}/deb73-sm-fl/vtd-regs.bin";
+
+#[test]
+fn inspect_shows_units_requesters_domains_and_merged_ranges() {
+    let (status, out, err) = run(&format!("inspect {LEGACY}"));
+    assert_eq!((status, err.as_str()), (Status::Good, ""));
+    for line in [
+        "unit 0: dmar0 at 0xfed90000",
+        "  translation on, mode legacy, root table 0x829000",
+        "  interrupt remapping on, table at 0x400000: 14 of 65536 entries present",
+        "    00:02.0  domain 1 (id 3), second stage, 1032 KiB mapped",
+        "domain 4: second stage, 4 levels, top table 0x8e3000",
+        "  used by 00:1f.0 00:1f.2 00:1f.3",
+    ] {
+        assert!(out.contains(line), "{line:?} in {out}");
+    }
+    let (_, one, _) = run(&format!("inspect {LEGACY} -s 00:03.0"));
+    assert!(one.contains("00:03.0") && !one.contains("00:02.0"), "{one}");
+    let (_, all, _) = run(&format!("inspect {LEGACY} -v"));
+    assert_eq!(all.lines().filter(|line| line.contains("  4 KiB  0x")).count(), 553, "every leaf once");
+}
+
+#[test]
+fn json_says_which_schema_it_is_and_agrees_with_the_text() {
+    let (status, value) = json(&format!("inspect {SCALABLE} --json"));
+    assert_eq!(status, Status::Good);
+    assert_eq!(value["schema"], "holdover.inspect/1");
+    assert_eq!(value["units"][0]["mode"], "scalable");
+    assert_eq!(value["units"][0]["requesters"].as_array().unwrap().len(), 7);
+    let domains = value["domains"].as_array().unwrap();
+    let leaves: u64 =
+        domains.iter().flat_map(|d| d["leaves"].as_array().unwrap()).map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!(leaves, 561);
+    assert!(domains.iter().all(|domain| domain["stage"] == "first"));
+    let (_, value) = json("inspect {data}/kho/kho.pages.zst --format json");
+    assert_eq!(value["handovers"][0]["preserved"].as_array().unwrap().len(), 29);
+    assert_eq!(value["handovers"][0]["luo"]["sessions"][0]["files"][0]["memfd"]["folios"], 1024);
+}
+
+#[test]
+fn a_page_needs_nothing_else_and_holds_every_range() {
+    let (status, page, _) = run(&format!("inspect {LEGACY} --format html"));
+    assert_eq!(status, Status::Good);
+    assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>"));
+    for outside in ["http://", "https://", "src=", "@import", "url("] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    let (_, value) = json(&format!("inspect {LEGACY} --json"));
+    let ranges: usize =
+        value["domains"].as_array().unwrap().iter().map(|d| d["ranges"].as_array().unwrap().len()).sum();
+    assert_eq!(page.matches("<tr class=\"range\"").count(), ranges);
+    assert!(page.contains("<svg") && page.contains("class=\"target\""));
+}
+
+#[test]
+fn a_file_of_the_debugfs_format_comes_without_its_name() {
+    let (_, out, _) =
+        run(&format!("inspect {LEGACY} --format debugfs --file domain_translation_struct -s 00:03.0"));
+    assert!(out.starts_with("Device 0000:00:03.0 @0x8be000\nIOVA_PFN "), "{out}");
+    assert_eq!(out.lines().count(), 2 + 24);
+}
+
+#[test]
+fn a_translation_is_followed_step_by_step() {
+    let (status, value) = json(&format!("translate {LEGACY} 00:03.0 0xfffe0abc --json"));
+    assert_eq!(status, Status::Good);
+    assert_eq!(value["outcome"]["target"], "0xb7cabc");
+    let steps: Vec<&str> =
+        value["steps"].as_array().unwrap().iter().filter_map(|s| s["at"].as_str()).collect();
+    assert_eq!(steps, ["0x829000", "0x89f180", "0x8be000", "0xb47018", "0xb48ff8", "0xb49f00"]);
+    let (status, value) = json(&format!("translate {SCALABLE} 00:1f.2 0x123456 --json"));
+    assert_eq!(
+        (status, &value["outcome"]["target"]),
+        (Status::Good, &Value::from("0x123456")),
+        "a large leaf"
+    );
+    assert_eq!(value["outcome"]["leaf_bytes"], 2 << 20);
+}
+
+#[test]
+fn faults_carry_the_code_that_hardware_would_record() {
+    let cases: [(&str, &str, u64, u64); 9] = [
+        // Write only: reads are refused.
+        (LEGACY, "00:02.0 0xffefd000", 0x06, 0),
+        (LEGACY, "00:02.0 0x1000", 0x06, 0x05),
+        (LEGACY, "00:05.0 0x1000", 0x02, 0x02),
+        (LEGACY, "01:00.0 0x1000", 0x01, 0x01),
+        (LEGACY, "00:02.0 0x1000000000000", 0x04, 0x04),
+        (LEGACY, "00:02.0:5 0x1000", 0x31, 0x31),
+        (SCALABLE, "00:02.0 0x1000", 0x71, 0x71),
+        (SCALABLE, "00:02.0 0x800000000000", 0x80, 0x80),
+        (SCALABLE, "00:02.0:7 0xffefd000", 0x45, 0x45),
+    ];
+    for (image, request, read, write) in cases {
+        let (status, value) = json(&format!("translate {image} {request} --json"));
+        let code = |what: &str| value["outcome"][what]["reason"].as_u64().unwrap_or(0);
+        assert_eq!((code("read_refused"), code("write_refused")), (read, write), "{request}: {value}");
+        assert_eq!(status, if write == 0 { Status::Good } else { Status::Bad }, "{request}");
+    }
+    let (_, out, _) = run(&format!("translate {LEGACY} 00:02.0 0xfee00000"));
+    assert!(out.contains("an interrupt message"), "{out}");
+}
+
+#[test]
+fn what_the_image_lacks_is_said_to_be_missing_not_absent() {
+    let (status, out, _) = run("inspect {data}/min-legacy/reach.pages.zst --rtaddr 0x10000");
+    assert_eq!(status, Status::Bad);
+    assert!(out.contains("PROBLEM  root table at 0x10000: the image does not hold it"), "{out}");
+    let (status, out, _) = run("translate {data}/min-legacy/reach.pages.zst --rtaddr 0x10000 00:02.0 0x1000");
+    assert_eq!(status, Status::Bad);
+    assert!(out.contains("cannot be known: the image does not hold the root entry at 0x10000"), "{out}");
+}
+
+#[test]
+fn reach_names_everyone_and_every_entry() {
+    let (status, value) = json(&format!("reach {LEGACY} 0xf3c123 --json"));
+    assert_eq!(status, Status::Good);
+    let ways = value["ways"].as_array().unwrap();
+    let iovas: Vec<&str> = ways.iter().map(|way| way["iova"].as_str().unwrap()).collect();
+    assert_eq!(iovas, ["0xffefd000", "0xffefe000"], "mapped twice");
+    assert!(
+        ways.iter().all(|way| way["source"] == "00:02.0" && way["write"] == true && way["read"] == false)
+    );
+    assert_eq!(ways[0]["entries"].as_array().unwrap().len(), 4);
+    let (_, out, _) = run(&format!("reach {LEGACY} 0x8e3000"));
+    assert!(
+        out.contains("is: page table of level 3 of domain 4") && out.contains("no requester reaches it"),
+        "{out}"
+    );
+    let (_, out, _) = run(&format!("reach {LEGACY} 0x829000"));
+    assert!(out.contains("is: root table of dmar0"), "{out}");
+}
+
+#[test]
+fn registers_by_hand_do_as_well_as_registers_from_a_file() {
+    let (_, from_file, _) = run(&format!("inspect {LEGACY} --format debugfs --file dmar_translation_struct"));
+    let (_, by_hand, _) = run(
+        "inspect {data}/min-legacy/reach.pages.zst --rtaddr 829000 --format debugfs --file dmar_translation_struct",
+    );
+    assert_eq!(from_file, by_hand);
+    let text = "inspect {data}/min-legacy/reach.pages.zst --registers {data}/min-legacy/regset.txt --json";
+    let (_, with_text) = json(text);
+    assert_eq!(with_text["units"][0]["requesters"].as_array().unwrap().len(), 7);
+}
+
+#[test]
+fn what_cannot_be_answered_ends_with_status_2_and_a_reason() {
+    for (line, reason) in [
+        ("inspect {data}/nothing", "No such file"),
+        ("inspect {data}/min-legacy/regset.txt", "neither a page file nor an ELF core"),
+        ("inspect {data}/min-legacy/reach.pages.zst --registers {data}/kho/khowalk.txt", "khowalk.txt"),
+        ("reach {data}/kho/kho.pages.zst 0x1000", "no registers are known"),
+        ("dmar {data}/kho/khowalk.txt", "signature"),
+    ] {
+        let (status, out, err) = run(line);
+        assert_eq!((status, out.as_str()), (Status::Failed, ""), "{line}");
+        assert!(err.contains(reason), "{line}: {err}");
+    }
+}
