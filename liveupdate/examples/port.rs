@@ -3,7 +3,7 @@
 //! Run it: `cargo run -p holdover-liveupdate --example port`. It plays both kernels in one process, over tables in a
 //! vector. In a kernel, `Ram` is its direct map, `Unit` wraps its VT-d driver, and `FrameKeeper` its kexec handover.
 
-use core::cell::{Cell, RefCell};
+use core::cell::RefCell;
 use core::fmt;
 use liveupdate::host::{
     Atomic, Forget, Forgotten, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory, RequesterKind,
@@ -15,6 +15,7 @@ use spec::regs::{Cap, Ecap, Gsts, RootAddr};
 use spec::root::RootEntry;
 use spec::second_stage::SecondStageEntry;
 use spec::{DomainId, Extent, Frame, PhysAddr, Requester, Segment, SourceId, UnitId};
+use std::collections::BTreeSet;
 
 /// The device: 00:02.0. Its tables and memory are at fixed frames here.
 const DEVICE: Requester = Requester::new(Segment(0), SourceId::new(0, 2, 0));
@@ -74,7 +75,17 @@ impl Unit for Vtd {
 struct Kernel<'m> {
     ram: &'m Ram,
     unit: Vtd,
-    next_free: Cell<u64>,
+    /// Frames that nobody uses.
+    free: RefCell<BTreeSet<u64>>,
+    /// Runs that are preserved, or will be: in a kernel, what it tells its kexec handover.
+    kept: RefCell<BTreeSet<Extent>>,
+}
+
+impl<'m> Kernel<'m> {
+    fn new(ram: &'m Ram) -> Self {
+        let free = RefCell::new((64..512).collect());
+        Self { ram, unit: Vtd, free, kept: RefCell::default() }
+    }
 }
 
 impl TableMemory for Kernel<'_> {
@@ -87,18 +98,26 @@ impl TableMemory for Kernel<'_> {
 }
 
 impl FrameKeeper for Kernel<'_> {
-    fn reserve(&self, _: &mut MaySleep, _: Extent) -> Result<(), KeepError> {
-        Ok(()) // make room in your books: may sleep, may fail
+    fn reserve(&self, _: &mut MaySleep, run: Extent) -> Result<(), KeepError> {
+        // The part that may sleep and fail: room in the books.
+        if self.kept.borrow_mut().insert(run) { Ok(()) } else { Err(KeepError::NotKeepable(run)) }
     }
     fn commit(&self, _: &Atomic, run: Extent) {
         println!("outgoing: {run} is preserved");
     }
-    fn release(&self, _: &mut MaySleep, _: Extent) {}
+    fn release(&self, _: &mut MaySleep, run: Extent) {
+        self.kept.borrow_mut().remove(&run);
+    }
     fn allocate(&self, _: &mut MaySleep, count: u64) -> Result<Extent, KeepError> {
-        let first = self.next_free.replace(self.next_free.get() + count);
+        let mut free = self.free.borrow_mut();
+        let fits = |first: &u64| (*first..*first + count).all(|frame| free.contains(&frame));
+        let first = free.iter().copied().find(fits).ok_or(KeepError::NoMemory { frames: count })?;
+        free.retain(|frame| !(first..first + count).contains(frame));
         Extent::new(Frame::new(first), count).ok_or(KeepError::NoMemory { frames: count })
     }
-    fn free(&self, _: &mut MaySleep, _: Extent) {}
+    fn free(&self, _: &mut MaySleep, run: Extent) {
+        self.free.borrow_mut().extend(run.first().number()..run.end().number());
+    }
 }
 
 impl Host for Kernel<'_> {
@@ -113,8 +132,9 @@ impl Host for Kernel<'_> {
     fn unit_for(&self, _: Requester) -> Option<&Vtd> {
         Some(&self.unit)
     }
-    fn give_back(&self, _: &mut MaySleep, run: Extent) {
+    fn give_back(&self, ctx: &mut MaySleep, run: Extent) {
         println!("incoming: {run} is free again");
+        self.free(ctx, run);
     }
     fn now(&self) -> u64 {
         0
@@ -175,7 +195,7 @@ impl Room {
 }
 
 fn outgoing(ram: &Ram) -> Result<PhysAddr, Box<dyn std::error::Error>> {
-    let kernel = Kernel { ram, unit: Vtd, next_free: Cell::new(64) };
+    let kernel = Kernel::new(ram);
     let mut ctx = MaySleep::at_thread_start();
     build_tables(ram)?;
 
@@ -205,7 +225,10 @@ fn incoming(ram: &Ram, fdt: PhysAddr) -> Result<(), Box<dyn std::error::Error>> 
     opened.for_each_preserved(ram, &mut |run| println!("incoming: {run} is reserved"))?;
 
     // Your driver takes the running unit over here: a new queue, nothing else.
-    let kernel = Kernel { ram, unit: Vtd, next_free: Cell::new(512) };
+    let kernel = Kernel::new(ram);
+    opened.for_each_preserved(ram, &mut |run| {
+        kernel.free.borrow_mut().retain(|frame| !run.contains(Frame::new(*frame)));
+    })?;
     let mut ctx = MaySleep::at_thread_start();
     let mut words = vec![0; 1 << 14];
     let checked =

@@ -207,7 +207,7 @@ impl<'s> Checked<'s> {
                 forgotten &= is_done(&event);
                 report(AdoptEvent::Entry(event));
             };
-            unit.locked(ctx, |atomic| prune(host, book, index, unit, atomic, &keep, report_entry));
+            unit.locked(ctx, |atomic| prune(host, book, Some(index), unit, atomic, &keep, report_entry));
             report(AdoptEvent::Adopted(kept.id));
         }
         Incoming { host, opened: self.opened, forgotten }

@@ -23,7 +23,7 @@ pub fn block_all<H: Host>(host: &H, ctx: &mut MaySleep, report: &mut dyn FnMut(C
     let book = Book::new(nothing);
     host.for_each_unit(&mut |unit| {
         if unit.status().tes() {
-            unit.locked(ctx, |atomic| prune(host, &book, usize::MAX, unit, atomic, &|_| false, report));
+            unit.locked(ctx, |atomic| prune(host, &book, None, unit, atomic, &|_| false, report));
         }
     });
 }

@@ -37,7 +37,9 @@ impl<H: Host> Sealed<'_, '_, H> {
     pub fn cut_off(self, atomic: &Atomic, report: &mut dyn FnMut(CutOffEvent)) -> CutOff {
         let outgoing = &self.outgoing;
         outgoing.host.for_each_unit(&mut |unit| match outgoing.book.units.find(|u| u.id == unit.id()) {
-            Some((index, _)) => prune(outgoing.host, &outgoing.book, index, unit, atomic, &|_| true, report),
+            Some((index, _)) => {
+                prune(outgoing.host, &outgoing.book, Some(index), unit, atomic, &|_| true, report);
+            }
             None => match unit.disable(atomic) {
                 Ok(()) => report(CutOffEvent::SwitchedOff(unit.id())),
                 Err(timed_out) => report(CutOffEvent::NotConfirmed(timed_out)),

@@ -131,7 +131,7 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
             self.book.tables.push(TableRun { domain: index, extent: *run })?;
         }
         if of.runs.is_empty() {
-            let found = self.walk_domain(of, u64::MAX, &mut |book, at| push_table(book, index, at));
+            let found = self.walk_domain(of, walk::LARGEST_TREE, &mut |book, at| push_table(book, index, at));
             // A table that is reached twice used up the storage, perhaps: it is the better answer then.
             self.check_tables(index, before)?;
             return found;

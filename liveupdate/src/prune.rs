@@ -32,11 +32,12 @@ pub enum CutOffEvent {
     Unreachable(NoMemory),
 }
 
-/// Cuts off everything on `unit` that `keep` does not hold for, among the preserved requesters of the unit at `index`.
+/// Cuts off everything on `unit` that `keep` does not hold for, among the preserved requesters of the unit at `index`;
+/// everything, where the unit is not in the book.
 pub(crate) fn prune<H: Host>(
     host: &H,
     book: &Book<'_>,
-    index: usize,
+    index: Option<usize>,
     unit: &H::Unit,
     atomic: &Atomic,
     keep: &dyn Fn(&Kept) -> bool,
@@ -56,7 +57,7 @@ pub(crate) fn prune<H: Host>(
 struct Pruning<'a, 's, H: Host> {
     host: &'a H,
     book: &'a Book<'s>,
-    index: usize,
+    index: Option<usize>,
     unit: UnitId,
     root: PhysAddr,
     keep: &'a dyn Fn(&Kept) -> bool,
@@ -140,9 +141,9 @@ impl<H: Host> Pruning<'_, '_, H> {
 
     /// Whether the context table of `bus` is preserved and still has a requester to keep.
     fn table_stays(&self, bus: u8, table: PhysAddr) -> bool {
-        let book = self.book;
-        let kept = |k: &Kept| k.unit == self.index && (self.keep)(k);
-        book.context_of(self.index, bus).is_some_and(|(_, c)| c.table == table)
+        let (book, Some(index)) = (self.book, self.index) else { return false };
+        let kept = |k: &Kept| k.unit == index && (self.keep)(k);
+        book.context_of(index, bus).is_some_and(|(_, c)| c.table == table)
             && (book.requesters.iter().any(|(_, k)| k.requester.source.bus() == bus && kept(k))
                 || book.aliases.iter().any(|(_, a)| {
                     a.source.bus() == bus && book.requesters.get(a.requester).is_some_and(kept)
@@ -151,7 +152,7 @@ impl<H: Host> Pruning<'_, '_, H> {
 
     fn entry_stays(&self, requester: Requester) -> bool {
         let mut owners = self.book.owners(requester.segment, requester.source);
-        owners.any(|k| k.unit == self.index && (self.keep)(k))
+        owners.any(|k| Some(k.unit) == self.index && (self.keep)(k))
     }
 }
 

@@ -10,6 +10,8 @@ use spec::{Extent, Frame, Iova, PhysAddr};
 const CHUNK: usize = 64;
 /// Most levels that second-stage tables have.
 pub(crate) const MAX_LEVELS: u8 = 5;
+/// As many tables as a tree of [`MAX_LEVELS`] levels can have.
+pub(crate) const LARGEST_TREE: u64 = 1 + ENTRIES + ENTRIES.pow(2) + ENTRIES.pow(3) + ENTRIES.pow(4);
 /// Fewest levels that second-stage tables have.
 pub(crate) const MIN_LEVELS: u8 = 3;
 

@@ -21,7 +21,8 @@ fn fail_every_reservation(
 ) -> u32 {
     let mut ctx = ctx();
     for n in 0.. {
-        let before = (machine.snapshot(), outgoing.totals());
+        let units = |o: &Outgoing<'_, '_, Machine>| o.units().copied().collect::<Vec<_>>();
+        let before = (machine.snapshot(), outgoing.totals(), units(outgoing));
         machine.fail_reserve.set(Some(n));
         let done = attempt(outgoing, &mut ctx);
         if machine.fail_reserve.take().is_some() {
@@ -29,7 +30,8 @@ fn fail_every_reservation(
             return n;
         }
         assert!(matches!(done, Err(PreserveError::Keep(KeepError::NoMemory { .. }))), "{n}: {done:?}");
-        assert_eq!((machine.snapshot(), outgoing.totals()), before, "reservation {n}");
+        let after = (machine.snapshot(), outgoing.totals(), units(outgoing));
+        assert_eq!(after, before, "reservation {n}");
     }
     unreachable!()
 }
@@ -52,6 +54,12 @@ fn whichever_reservation_fails_everything_is_as_before() {
     assert_eq!(tried(&mut |o, c| o.preserve_requester(c, DISK, requester(DISK_SOURCE))), 3);
     // Unit and context table are preserved already.
     assert_eq!(tried(&mut |o, c| o.preserve_requester(c, AUDIO, requester(AUDIO_SOURCE))), 0);
+    // The unit is preserved already, and counts another requester.
+    outgoing.unpreserve_requester(&mut ctx(), DISK).unwrap();
+    let mut tried =
+        |attempt: &mut Attempt<'_>| fail_every_reservation(&scene.machine, &mut outgoing, attempt);
+    assert_eq!(tried(&mut |o, c| o.preserve_requester(c, DISK, requester(DISK_SOURCE))), 1);
+    assert_eq!(outgoing.units().next().unwrap().requesters, 2);
 }
 
 #[test]
