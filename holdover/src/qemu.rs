@@ -89,7 +89,7 @@ pub fn run(qemu: &Qemu, settings: &Settings, watch: &mut dyn FnMut(&Event)) -> a
     let mut run = Run { settings, files: &files, serial: Serial::default(), keeper: None };
     let mut child = Child::start(&qemu.program, &arguments(settings, &files))?;
     if let Some(keep) = &settings.keep {
-        run.keeper = Some(keep::Keeper::new(keep, &files.qmp)?);
+        run.keeper = keep::Keeper::new(keep, &files.qmp, &mut || child.is_running())?;
     }
     let ended = run.attend(&mut child, watch)?;
     let messages = child.messages();
@@ -141,8 +141,12 @@ impl Run<'_> {
                 Line::Text(line) => {
                     if let Some(event) = self.serial.line(&line) {
                         watch(event);
-                        if let Some(keeper) = &mut self.keeper {
-                            keeper.look(event)?;
+                        // Without a QEMU there is nothing to take images of; its end is told further down.
+                        if let Some(keeper) = &mut self.keeper
+                            && let Err(error) = keeper.look(event)
+                            && child.is_running()
+                        {
+                            return Err(error);
                         }
                     }
                 }

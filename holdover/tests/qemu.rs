@@ -190,13 +190,14 @@ fn a_run_that_takes_longer_than_allowed_is_stopped_and_says_so() {
 
 #[test]
 fn a_qemu_that_does_not_start_is_a_failed_run_with_its_own_words() {
-    let ran = run(&["--qemu-arg", "-no-such-option"]);
-    assert_eq!((ran.status, ran.report.outcome), (1, Outcome::Failed));
-    assert!(
-        ran.report.findings.iter().any(|f| f.words.contains("no-such-option")),
-        "{:?}",
-        ran.report.findings
-    );
+    let directory = tempfile::tempdir().unwrap();
+    let keep = directory.path().join("kept");
+    for more in [&[][..], &["--keep", keep.to_str().unwrap()]] {
+        let ran = run(&[&["--qemu-arg", "-no-such-option"], more].concat());
+        assert_eq!((ran.status, ran.report.outcome), (1, Outcome::Failed));
+        let told = ran.report.findings.iter().any(|f| f.words.contains("no-such-option"));
+        assert!(told, "{:?}", ran.report.findings);
+    }
 }
 
 #[test]

@@ -39,3 +39,17 @@ fn options_that_contradict_each_other_are_refused() {
     assert!(refusal(&["--machine", "builtin", "--qemu", "x"]).contains("--qemu"));
     assert!(refusal(&["--machine", "builtin", "--icount"]).contains("--icount"));
 }
+
+#[test]
+fn every_option_is_documented() {
+    let output = Command::new(env!("CARGO_BIN_EXE_holdover")).args(["update", "--help"]).output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let page = include_str!("../../docs/update.md");
+    let options: Vec<&str> =
+        help.lines().filter_map(|l| l.trim_start().strip_prefix("--")?.split([' ', '=']).next()).collect();
+    assert!(options.len() >= 15, "{options:?}");
+    for option in options {
+        let found = [" ", "`"].iter().any(|end| page.contains(&format!("`--{option}{end}")));
+        assert!(found, "--{option} is not documented");
+    }
+}

@@ -60,8 +60,8 @@ impl Child {
         }
     }
 
-    #[cfg(test)]
-    fn is_running(&mut self) -> bool {
+    /// Whether QEMU has not ended yet.
+    pub(super) fn is_running(&mut self) -> bool {
         matches!(self.process.try_wait(), Ok(None))
     }
 

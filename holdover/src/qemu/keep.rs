@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 const REGISTER_BYTES: u64 = 0x230;
 /// Bytes of the device tree of a handover.
 const FDT_BYTES: u64 = 4096;
-/// How long QEMU may take to open its control socket.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long QEMU may take to open its control socket: it finds its memory first.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Watches a run for handovers.
 pub(super) struct Keeper {
@@ -29,21 +29,23 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Connects to the QEMU that was just started.
-    pub(super) fn new(directory: &Path, socket: &Path) -> anyhow::Result<Self> {
+    /// Connects to the QEMU that was just started; none when it ends before it listens.
+    pub(super) fn new(
+        directory: &Path,
+        socket: &Path,
+        running: &mut dyn FnMut() -> bool,
+    ) -> anyhow::Result<Option<Self>> {
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let directory = directory.canonicalize()?;
         let start = Instant::now();
-        while !socket.exists() && start.elapsed() < PATIENCE {
-            std::thread::sleep(Duration::from_millis(1));
+        loop {
+            match Qmp::connect(socket) {
+                Ok(qmp) => return Ok(Some(Self { directory, qmp, units: Vec::new(), handovers: 0 })),
+                Err(_) if !running() => return Ok(None),
+                Err(error) if start.elapsed() > PATIENCE => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
         }
-        // The socket appears a moment before it listens.
-        let mut connected = Qmp::connect(socket);
-        while connected.is_err() && start.elapsed() < PATIENCE {
-            std::thread::sleep(Duration::from_millis(5));
-            connected = Qmp::connect(socket);
-        }
-        Ok(Self { directory, qmp: connected?, units: Vec::new(), handovers: 0 })
     }
 
     /// Takes images when the event says that a handover has been sealed.
