@@ -82,13 +82,17 @@ pub struct Caching {
     pub shared: bool,
     /// A translation is cached also when the request that brought it in had no permission.
     pub denied: bool,
+    /// A page-selective invalidation looks at the low 8 bits of page numbers only, and forgets all that agree in these.
+    pub coarse: bool,
 }
 
 impl Caching {
     /// As much as the manual allows.
-    pub const ALL: Self = Self { tables: true, shared: true, denied: true };
+    pub const ALL: Self = Self { tables: true, shared: true, denied: true, coarse: false };
     /// What QEMU caches: leaves that served a request, for its source.
-    pub const QEMU: Self = Self { tables: false, shared: false, denied: false };
+    pub const QEMU: Self = Self { tables: false, shared: false, denied: false, coarse: false };
+    /// What QEMU 7.2 caches, and forgets: its mask of page numbers is 8 bits wide.
+    pub const QEMU_7_2: Self = Self { coarse: true, ..Self::QEMU };
 }
 
 impl Default for Caching {

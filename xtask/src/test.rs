@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test there is, and one line that sums them up.
 //!
 //! Three kinds of suites: the workspace (which includes the built-in machine), the kernel's own library on the
-//! host, and the tests on QEMU (the kernels alone, then whole updates), once for each release. A suite's output is
+//! host, and the tests on QEMU (the kernels alone, its VT-d against the simulated one, whole updates), once for each release. A suite's output is
 //! shown as it comes while its result lines are added up. A suite that cannot run, because QEMU could not be
 //! fetched for instance, is a failure; leaving it out is a decision that the user makes on the command line.
 
@@ -14,7 +14,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
-/// Names the QEMU that the tests in `kernel/tests/qemu.rs` and `holdover/tests/qemu.rs` run.
+/// Names the QEMU that the tests in `tests/qemu.rs` of `kernel`, `differential` and `holdover` run.
 const QEMU_VARIABLE: &str = "HOLDOVER_QEMU";
 /// Names a directory with reference data (dumps of real tables, layouts) that some tests compare with.
 const SHARED_VARIABLE: &str = "HOLDOVER_SHARED";
@@ -64,12 +64,18 @@ fn on_qemu(release: Release) -> Vec<(String, Tally)> {
     let kernel =
         ["test", "--manifest-path", "kernel/Cargo.toml", "--release", "--no-fail-fast", "--test", "qemu"];
     let args = ["test", "--package", "holdover", "--release", "--no-fail-fast", "--test", "qemu"];
-    [(format!("kernel, {name}"), cargo_command(&kernel)), (name, cargo_command(&args))]
-        .map(|(name, mut command)| {
-            command.env(QEMU_VARIABLE, &program);
-            suite(&name, command)
-        })
-        .into()
+    let differential =
+        ["test", "--package", "holdover-differential", "--release", "--no-fail-fast", "--test", "qemu"];
+    [
+        (format!("kernel, {name}"), cargo_command(&kernel)),
+        (format!("differential, {name}"), cargo_command(&differential)),
+        (name, cargo_command(&args)),
+    ]
+    .map(|(name, mut command)| {
+        command.env(QEMU_VARIABLE, &program);
+        suite(&name, command)
+    })
+    .into()
 }
 
 /// Runs one suite and judges it.

@@ -63,13 +63,26 @@ pub struct Caches {
     /// By tag, the table's level, and the number of the span it serves.
     tables: BTreeMap<(Tag, u8, u64), Table>,
     room: usize,
+    coarse: bool,
 }
 
 impl Caches {
     /// Empty caches with room for so many translations, and as many non-leaf entries.
     #[must_use]
     pub fn new(room: usize) -> Self {
-        Self { contexts: BTreeMap::new(), pages: BTreeMap::new(), tables: BTreeMap::new(), room }
+        Self {
+            contexts: BTreeMap::new(),
+            pages: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            room,
+            coarse: false,
+        }
+    }
+
+    /// The caches, forgetting pages as [`crate::Caching::coarse`] says.
+    #[must_use]
+    pub fn coarse(self, coarse: bool) -> Self {
+        Self { coarse, ..self }
     }
 
     /// The cached context of `source`.
@@ -136,7 +149,13 @@ impl Caches {
                 let hit = |key: &(Tag, u8, u64), span: u64| {
                     key.0.domain == domain && key.2 * span < end && start < (key.2 + 1) * span
                 };
-                self.pages.retain(|key, _| !hit(key, second_stage::span(key.1)));
+                let low = |page: u64| page as u8 & !(((1u64 << order) - 1) as u8);
+                let agrees = |key: &(Tag, u8, u64)| {
+                    let page = key.2 * (second_stage::span(key.1) / spec::PAGE_SIZE);
+                    key.0.domain == domain && low(page) == low(start / spec::PAGE_SIZE)
+                };
+                let coarse = self.coarse;
+                self.pages.retain(|key, _| !(hit(key, second_stage::span(key.1)) || coarse && agrees(key)));
                 if !leaf_only {
                     self.tables.retain(|key, _| !hit(key, second_stage::span(key.1 + 1)));
                 }
@@ -188,6 +207,18 @@ mod tests {
         assert!(caches.page(tag(7), 0x1fff).is_some());
         assert!(caches.page(tag(7), 0x20_0000).is_none());
         assert!(caches.page(tag(8), 0x20_0000).is_some());
+    }
+
+    #[test]
+    fn a_coarse_page_invalidation_drops_pages_far_away_with_the_same_low_bits() {
+        for coarse in [false, true] {
+            let (mut caches, mut dice) = (Caches::new(64).coarse(coarse), Dice::new(1));
+            caches.keep_page(tag(7), 0x12_3000, Ok(LEAF), &mut dice);
+            caches.keep_page(tag(7), 0x12_8000, Ok(LEAF), &mut dice);
+            caches.forget(Invalidation::Pages { domain: 7, start: 0x72_0000, order: 2, leaf_only: false });
+            assert_eq!(caches.page(tag(7), 0x12_3000).is_none(), coarse);
+            assert!(caches.page(tag(7), 0x12_8000).is_some());
+        }
     }
 
     #[test]

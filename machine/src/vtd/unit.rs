@@ -71,7 +71,7 @@ impl Unit {
     pub fn new(config: UnitConfig, host_width: u8) -> Self {
         let records = config.cap.fault_records() as usize;
         let faults = FaultLog::new(records, config.quirks.pasid_leak);
-        let caches = Caches::new(config.cache_room);
+        let caches = Caches::new(config.cache_room).coarse(config.caching.coarse);
         let mask_of_events = 0x8000_0000;
         Self {
             config,
