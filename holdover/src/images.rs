@@ -1,6 +1,6 @@
 //! The kernels, as the build script built them into this program, and the bundle that the first one is booted with.
 
-/// The bundle's format, shared with the kernels.
+// Its own first lines document it.
 #[path = "../../kernel/src/bundle.rs"]
 pub mod bundle;
 
