@@ -166,6 +166,10 @@ impl Builder<'_> {
 
     /// Reads the PASID directory of a requester and the tables below it.
     fn pasids(&mut self, unit: &mut Unit, requester: &mut Requester, context: ScalableContextEntry) {
+        if self.pasids >= self.limits.pasids {
+            unit.pasids_left_off = true;
+            return;
+        }
         let entries = context.directory_entries();
         requester.pasid_tables.push((context.directory(), 8 * entries));
         for page in 0..(8 * entries).div_ceil(PAGE_SIZE) {

@@ -1,6 +1,8 @@
 //! Images of real kernels, their registers, and what is known to be true of them.
 #![allow(dead_code)]
 
+pub(crate) mod synthetic;
+
 use holdover_inspect::image::{self, Memory, Options};
 use holdover_inspect::model::{FindKho, Limits, Model};
 use holdover_inspect::registers::{self, USUAL_BASE};
