@@ -25,7 +25,7 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Bytes of an FDT that are looked at: KHO gives it one frame.
 const FDT_BYTES: usize = PAGE_SIZE as usize;
 /// Words of the largest record body that this release knows.
-const BODY_WORDS: usize = 10;
+const BODY_WORDS: usize = 11;
 /// Largest number of nodes that a preserved-memory map may have.
 const MAX_MAP_NODES: u64 = 1 << 18;
 

@@ -154,6 +154,7 @@ fn requesters(book: &Book<'_>, out: &mut Emitter<'_, '_>) -> Result<(), NoMemory
             segment: kept.requester.segment.0,
             source: kept.requester.source.raw(),
             reserved: 0,
+            context_high: [0; 2],
         };
         out.record(kind::REQUESTER, &record)?;
     }

@@ -43,6 +43,10 @@ pub mod kind {
     pub const ALIAS: u16 = 10;
     /// [`super::Container`].
     pub const CONTAINER: u16 = 11;
+    /// [`super::PasidTables`].
+    pub const PASID_TABLES: u16 = 12;
+    /// [`super::Attachment`].
+    pub const ATTACHMENT: u16 = 13;
 }
 
 /// Bytes of a record's body that every release wrote: a reader refuses shorter ones, and takes what a release before did
@@ -56,6 +60,8 @@ pub const fn least_body(of: u16) -> Option<usize> {
         kind::REGION => 32,
         kind::DOMAIN | kind::REQUESTER => 40,
         kind::DOMAIN_TABLES => 24,
+        kind::PASID_TABLES => 32,
+        kind::ATTACHMENT => 88,
         kind::ALIAS => 8,
         _ => return None,
     })
@@ -236,11 +242,15 @@ wire! {
 }
 
 wire! {
-    /// A requester that goes on.
-    pub struct RequesterRecord (40) {
+    /// A requester that goes on. In legacy mode it is attached to one domain by its context entry. In scalable mode its
+    /// context entry leads to a PASID directory, and each preserved PASID is an [`Attachment`]; `domain` is the domain of
+    /// requests without PASID.
+    ///
+    /// Version 2 appended `context_high`: a reader takes it as zero in a record of version 1.
+    pub struct RequesterRecord (56) {
         /// The name under which the next kernel retrieves it.
         token: u64,
-        /// Its context entry as it must be found.
+        /// Its context entry as it must be found: bits 127:0.
         context: [u64; 2],
         /// Ordinal of the unit.
         unit: u32,
@@ -252,6 +262,54 @@ wire! {
         source: u16,
         /// Reserved.
         reserved: u32,
+        /// Bits 255:128 of its context entry in scalable mode; zero in legacy mode.
+        context_high: [u64; 2],
+    }
+}
+
+wire! {
+    /// A run of frames of a requester's PASID structures that stays (scalable mode). After the cut-off a directory holds
+    /// only entries for listed tables, and a table holds only entries of listed attachments; all else is zero. The digest
+    /// of the unit goes on over these runs, in the order of their records, after the context tables.
+    pub struct PasidTables (32) {
+        /// Physical address, a multiple of 4096.
+        start: u64,
+        /// Length in bytes, a multiple of 4096: the whole directory, or one table.
+        bytes: u64,
+        /// Ordinal of the requester. Aliases share its structures.
+        requester: u32,
+        /// The first PASID that a table holds, a multiple of 64; zero for a directory.
+        first_pasid: u32,
+        /// See [`pasid_tables_kind`].
+        kind: u32,
+        /// Reserved.
+        reserved: u32,
+    }
+}
+
+/// What a [`PasidTables`] run holds.
+pub mod pasid_tables_kind {
+    /// The PASID directory. Exactly one run for each requester in scalable mode.
+    pub const DIRECTORY: u32 = 0;
+    /// A PASID table.
+    pub const TABLE: u32 = 1;
+}
+
+wire! {
+    /// One PASID of a requester, attached to a domain (scalable mode).
+    pub struct Attachment (88) {
+        /// Its PASID entry as it must be found.
+        entry: [u64; 8],
+        /// Ordinal of the requester.
+        requester: u32,
+        /// The PASID; requests without PASID have the one in RID_PASID of the context entry.
+        pasid: u32,
+        /// Ordinal of the domain whose tables the entry leads to: for a nested entry, that of the first stage.
+        domain: u32,
+        /// For a nested entry the ordinal of the second stage's domain, plus one; zero otherwise.
+        parent: u32,
+        /// Reserved.
+        reserved: u64,
     }
 }
 

@@ -163,6 +163,7 @@ pub fn build(stage: Stage) -> World {
         segment: unit as u16,
         source: source.raw(),
         reserved: 0,
+        context_high: [0; 2],
     };
     World {
         stage,
