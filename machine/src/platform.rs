@@ -202,6 +202,10 @@ impl Platform for Kernel<'_> {
         self.boot.successor_home
     }
 
+    fn spare(&self) -> Option<Extent> {
+        self.boot.areas.iter().copied().find(|area| *area != self.boot.home)
+    }
+
     fn allocate(&self, count: u64, align: u64, above: PhysAddr) -> Option<Extent> {
         self.allocated.set(true);
         if self.machine.with(|state| state.fabric.injector.allocation_fails()) {
