@@ -189,6 +189,45 @@ fn what_was_handed_over_may_not_lie_on_one_another_nor_on_the_handover() {
 }
 
 #[test]
+fn records_that_contradict_one_another_are_named() {
+    let scene = Scene::new();
+    let container = scene.update();
+    let all = records(&scene.machine, &container);
+    let requester = all.iter().position(|(kind, _)| *kind == kind::REQUESTER).unwrap();
+    let alias = all.iter().position(|(kind, _)| *kind == kind::ALIAS).unwrap();
+    // (record, word, the bits turned over, added or replaced, what the error says)
+    let cases: [(usize, usize, u64, bool, &str); 8] = [
+        (requester, 0, 0xff00, true, "the requester is listed twice"),
+        (requester, 3, 1 << 32, false, "does not lead to the requester's domain"),
+        (requester, 3, 7 << 32, false, "no such domain"),
+        (requester, 3, 1, false, "no such unit"),
+        (requester, 1, 1, false, "does not lead to the requester's domain"),
+        (requester, 4, 1, false, "the requester's segment is not its unit's"),
+        (requester, 4, 0x4400 << 16, false, "the bus has no context table"),
+        (alias, 0, 1, false, "shares a source-id with a requester of another domain"),
+    ];
+    for (record, word, bits, added, what) in cases {
+        let mut changed = all.clone();
+        if added {
+            changed.push(all[record].clone());
+            changed.last_mut().unwrap().1[word] ^= bits;
+        } else {
+            changed[record].1[word] ^= bits;
+        }
+        if record == alias {
+            // The disk's alias becomes the sound's too.
+            changed.push(all[alias].clone());
+        }
+        reseal(&scene.machine, &container, &changed, 1, 1);
+        let error = open_error(&scene.machine, container.fdt);
+        assert!(
+            matches!(error, OpenError::Record { what: found, .. } if found.contains(what)),
+            "{what}: {error}"
+        );
+    }
+}
+
+#[test]
 fn a_container_anywhere_else_is_refused_without_a_fault() {
     let scene = Scene::new();
     let container = scene.update();
