@@ -373,3 +373,28 @@ fn two_updates_in_a_row_carry_the_same_things() {
         scene.machine.dma(AUDIO_SOURCE, IOVA).unwrap();
     }
 }
+
+#[test]
+fn when_a_handover_cannot_be_opened_everybody_is_stopped_and_translation_stays_on() {
+    let (scene, container) = two_units();
+    let machine = &scene.machine;
+    let kept = [AUDIO_SOURCE, DISK_SOURCE, DISK_ALIAS];
+    kept.iter().for_each(|s| assert!(machine.dma(*s, IOVA).is_ok())); // cached
+    machine.set(container.blob, 0);
+    let mut store = Store::of(16);
+    liveupdate::open(machine, container.fdt, store.storage()).map(|_| ()).unwrap_err();
+    machine.units[1].hangs.set(true);
+    let (mut ctx, mut events) = (MaySleep::at_thread_start(), Vec::new());
+    machine.take_steps();
+    liveupdate::block_all(machine, &mut ctx, &mut |e| events.push(e));
+    let [first, second] = [0, 1].map(|i| machine.units[i].id);
+    assert!(events.contains(&CutOffEvent::Confirmed(first)));
+    assert!(events.iter().any(|e| matches!(e, CutOffEvent::NotConfirmed(t) if t.unit == second)));
+    assert_eq!(machine.dma(AUDIO_SOURCE, IOVA), Err(Blocked::Root));
+    assert!(machine.dma(DISK_SOURCE, IOVA).is_ok(), "this unit did not confirm, and that was reported");
+    assert!(machine.units.iter().all(|u| u.status.get().tes()));
+    assert!(!machine.take_steps().iter().any(|s| matches!(s, Step::Disable(_))));
+    for unit in [0, 1] {
+        assert!((0..=255).all(|bus| machine.get(machine.root_entry(unit, bus)) == 0));
+    }
+}
