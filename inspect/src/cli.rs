@@ -10,6 +10,7 @@ pub use load::{ImageArgs, Loaded};
 
 use crate::format::{debugfs, html, json, text};
 use crate::translate::{self, Asker};
+use crate::verify::{self, Policy, Stage};
 use crate::{dmar, reach};
 use clap::{Args, Subcommand, ValueEnum};
 use spec::{PhysAddr, SourceId};
@@ -28,6 +29,10 @@ pub enum Command {
     Translate(TranslateArgs),
     /// Show who can read or write a frame, through which entries
     Reach(ReachArgs),
+    /// Check the invariants of a live update on an image: what a jump would do
+    Verify(VerifyArgs),
+    /// Keep of an image only what the other commands look at, as a page file of a few kilobytes
+    Extract(ExtractArgs),
     /// Show a DMAR table and everything odd about it
     Dmar(DmarArgs),
 }
@@ -122,6 +127,44 @@ pub struct ReachArgs {
     json: bool,
 }
 
+/// At which point of an update an image was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum At {
+    /// In the outgoing kernel, sealed but not cut off
+    Sealed,
+    /// In the incoming kernel, before it adopts
+    Arrived,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// At which point the image was taken, for handovers of ours
+    #[arg(long, value_enum, default_value = "sealed")]
+    stage: At,
+    /// Who is meant to go on, and where they may reach: JSON
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Every violation
+    #[arg(short, long)]
+    verbose: bool,
+    /// As JSON: schema holdover.verify/1
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `extract`.
+#[derive(Debug, Args)]
+pub struct ExtractArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// The page file to write; it carries the registers along
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
 /// Arguments of `dmar`.
 #[derive(Debug, Args)]
 pub struct DmarArgs {
@@ -159,6 +202,8 @@ pub fn run(command: &Command, out: &mut dyn Write, err: &mut dyn Write) -> Statu
         Command::Inspect(arguments) => inspect(arguments, out, err),
         Command::Translate(arguments) => translate(arguments, out, err),
         Command::Reach(arguments) => reach(arguments, out, err),
+        Command::Verify(arguments) => verify(arguments, out, err),
+        Command::Extract(arguments) => extract(arguments, out, err),
         Command::Dmar(arguments) => dmar(arguments, out),
     };
     status.unwrap_or_else(|error| {
@@ -265,6 +310,38 @@ fn reach(arguments: &ReachArgs, out: &mut dyn Write, err: &mut dyn Write) -> Res
         text::reach(out, frame, &roles, &found)
     })?;
     Ok(Status::of(found.uncertain.is_empty()))
+}
+
+fn verify(arguments: &VerifyArgs, out: &mut dyn Write, err: &mut dyn Write) -> Result<Status, Failure> {
+    let policy = match &arguments.policy {
+        None => Policy::default(),
+        Some(path) => {
+            let bytes = load::small_file(path)?;
+            Policy::parse(&bytes).map_err(|error| format!("{}: {error}", path.display()))?
+        }
+    };
+    let stage = match arguments.stage {
+        At::Sealed => Stage::Sealed,
+        At::Arrived => Stage::Arrived,
+    };
+    let Loaded { memory, model } = arguments.image.load(err)?;
+    let report = verify::verify(&memory, &model, stage, &policy)?;
+    written(if arguments.json {
+        pretty(out, &verify::json(&report))
+    } else {
+        verify::text(out, &report, arguments.verbose)
+    })?;
+    Ok(Status::of(report.holds()))
+}
+
+fn extract(arguments: &ExtractArgs, out: &mut dyn Write, err: &mut dyn Write) -> Result<Status, Failure> {
+    let Loaded { memory, model } = arguments.image.load(err)?;
+    let failed = |error| format!("cannot write {}: {error}", arguments.output.display());
+    let mut file = io::BufWriter::new(std::fs::File::create(&arguments.output).map_err(failed)?);
+    let pages = crate::extract::write(&mut file, &memory, &model).map_err(failed)?;
+    file.flush().map_err(failed)?;
+    written(writeln!(out, "{pages} pages written to {}", arguments.output.display()))?;
+    Ok(Status::of(model.is_whole()))
 }
 
 fn dmar(arguments: &DmarArgs, out: &mut dyn Write) -> Result<Status, Failure> {

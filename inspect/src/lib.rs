@@ -11,6 +11,7 @@
 
 pub mod cli;
 pub mod dmar;
+pub mod extract;
 pub mod format;
 pub mod image;
 pub mod kho;
@@ -19,3 +20,4 @@ pub mod reach;
 pub mod registers;
 pub mod tables;
 pub mod translate;
+pub mod verify;

@@ -136,7 +136,7 @@ fn window(rtaddr: u64) -> Vec<u8> {
     window[0x08..0x10]
         .copy_from_slice(&(0x1080_d200_8c22_2f06_u64 & !0x3f_0000 | 0x38_0e00 | 1 << 60).to_le_bytes());
     window[0x10..0x18]
-        .copy_from_slice(&(0x499_880f_00f4a_u64 | 1 << 26 | 1 << 47 | 1 << 46 | 1 << 6).to_le_bytes());
+        .copy_from_slice(&(0x4998_80f0_0f4a_u64 | 1 << 26 | 1 << 47 | 1 << 46 | 1 << 6).to_le_bytes());
     window
 }
 

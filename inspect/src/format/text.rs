@@ -459,6 +459,8 @@ pub fn record_text(record: &Record) -> String {
             format!("requester {:#x}: {source}, domain {}, unit {}", it.token, it.domain, it.unit)
         }
         Record::Alias(it) => format!("alias {} of requester {}", SourceId::from_raw(it.source), it.requester),
+        Record::Container(it) => format!("container {:#x}, {}", it.start, size(it.bytes)),
+        Record::Unknown { kind } => format!("unknown kind {kind}"),
         other => format!("{other:?}"),
     }
 }

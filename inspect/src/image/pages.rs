@@ -51,19 +51,31 @@ pub(crate) fn runs(store: &Store) -> Result<(Vec<Run>, Vec<String>), OpenError> 
     Ok((runs, notes))
 }
 
-/// Writes the pages at `addresses`, which are multiples of 4096 that ascend, out of `memory`.
+/// Writes the pages at `addresses` out of `memory`, then `extra` pages by address and content. All addresses are multiples
+/// of 4096, each named once.
 ///
 /// # Errors
 /// When writing fails, or a page is not in `memory`.
-pub fn write(out: &mut dyn Write, memory: &Memory, addresses: &[u64]) -> io::Result<()> {
+pub fn write(
+    out: &mut dyn Write,
+    memory: &Memory,
+    addresses: &[u64],
+    extra: &[(u64, Vec<u8>)],
+) -> io::Result<()> {
     out.write_all(&MAGIC)?;
-    out.write_all(&(addresses.len() as u64).to_le_bytes())?;
-    for address in addresses {
+    out.write_all(&((addresses.len() + extra.len()) as u64).to_le_bytes())?;
+    for address in addresses.iter().chain(extra.iter().map(|(address, _)| address)) {
         out.write_all(&address.to_le_bytes())?;
     }
     let mut page = [0; PAGE_SIZE as usize];
     for &address in addresses {
         memory.read_bytes(spec::PhysAddr::new(address), &mut page).map_err(io::Error::other)?;
+        out.write_all(&page)?;
+    }
+    for (_, content) in extra {
+        page.fill(0);
+        let length = content.len().min(page.len());
+        page[..length].copy_from_slice(&content[..length]);
         out.write_all(&page)?;
     }
     Ok(())
