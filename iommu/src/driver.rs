@@ -10,7 +10,9 @@ use crate::Hal;
 use crate::domain::{Domain, DomainHandle, Shape};
 use crate::error::{DomainError, MapError, UnitError};
 use crate::faults::{Fault, FaultSummary};
+use crate::forget::Tag;
 use crate::ids::{DomainIds, Owner};
+use crate::pasid::{Attachment, Directory};
 use crate::scope::{Topology, UnitDescription, unit_of, units_of};
 use crate::table::format::{Access, Stage};
 use crate::unit::{Config, Origin, VtdUnit};
@@ -50,7 +52,31 @@ pub(crate) struct Attached {
     pub(crate) unit: usize,
     /// Its source-id and those of its aliases, each once.
     pub(crate) sources: Vec<SourceId>,
-    pub(crate) domain: DomainHandle,
+    /// What its PASIDs lead to; in legacy mode there is only PASID 0.
+    pub(crate) pasids: BTreeMap<u32, PasidUse>,
+    /// Its PASID directory in scalable mode.
+    pub(crate) directory: Option<PhysAddr>,
+}
+
+/// What one PASID leads to, and the domain id in its entry.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PasidUse {
+    pub(crate) what: Attachment,
+    pub(crate) id: DomainId,
+}
+
+impl Attached {
+    /// The domain of requests without PASID.
+    pub(crate) fn domain(&self) -> Option<DomainHandle> {
+        match self.pasids.get(&0)?.what {
+            Attachment::Domain(domain) => Some(domain),
+            _ => None,
+        }
+    }
+    /// Whether hardware walks the domain's tables for it.
+    pub(crate) fn uses(&self, domain: DomainHandle) -> bool {
+        self.pasids.values().any(|used| used.what.domain() == Some(domain))
+    }
 }
 
 /// What the driver knows beside what hardware holds.
@@ -60,6 +86,8 @@ pub(crate) struct Books {
     pub(crate) requesters: BTreeMap<Requester, Attached>,
     /// Of each unit.
     pub(crate) ids: Vec<DomainIds>,
+    /// PASID directories by their address. Requesters that share an alias share one.
+    pub(crate) directories: BTreeMap<PhysAddr, Directory>,
     next: u64,
 }
 
@@ -72,6 +100,37 @@ impl Books {
     }
     fn at(&self, top_table: PhysAddr) -> Option<DomainHandle> {
         self.domains.iter().find(|(_, domain)| domain.top() == top_table).map(|(handle, _)| *handle)
+    }
+
+    /// How hardware tags what it caches of a domain, by the index of the unit.
+    fn tags(&self, handle: DomainHandle) -> Vec<(usize, Tag)> {
+        let mut tags = Vec::new();
+        for (domain, &(unit, id)) in
+            self.domains.get(&handle).into_iter().flat_map(|d| d.ids().iter().map(move |id| (d, id)))
+        {
+            match domain.shape().stage {
+                Stage::Second => tags.push((unit, Tag::Pages(id))),
+                // A requester that the predecessor attached may not have been imported yet.
+                Stage::First if domain.is_imported() => tags.push((unit, Tag::Domain(id))),
+                Stage::First => {}
+            }
+        }
+        for attached in self.requesters.values() {
+            for (&pasid, used) in &attached.pasids {
+                let tag = match used.what {
+                    Attachment::Nested { parent, .. } if parent == handle => Tag::Domain(used.id),
+                    Attachment::Domain(domain) if domain == handle => Tag::Pasid(used.id, pasid),
+                    _ => continue,
+                };
+                let first = self.domains.get(&handle).is_some_and(|d| d.shape().stage == Stage::First);
+                let known = tags.contains(&(attached.unit, tag))
+                    || tags.contains(&(attached.unit, Tag::Domain(used.id)));
+                if !known && (first || matches!(tag, Tag::Domain(_))) {
+                    tags.push((attached.unit, tag));
+                }
+            }
+        }
+        tags
     }
 }
 
@@ -166,8 +225,8 @@ impl<'h, H: Hal> Iommu<'h, H> {
         })
     }
 
-    /// Makes an empty domain whose tables all of `units` can walk. `levels`: 3, 4 or 5, or `None` for the driver's choice:
-    /// 4 where all can, else what all can.
+    /// Makes an empty domain whose tables all of `units` can walk, of the stage that the configured mode is for. `levels`:
+    /// 3, 4 or 5, or `None` for the driver's choice: 4 where all can, else what all can.
     ///
     /// # Errors
     /// [`DomainError`].
@@ -177,34 +236,58 @@ impl<'h, H: Hal> Iommu<'h, H> {
         units: &[UnitId],
         levels: Option<u8>,
     ) -> Result<DomainHandle, DomainError> {
+        self.create_staged_domain(ctx, self.setup.config.mode.stage(), units, levels)
+    }
+
+    /// As [`Self::create_domain`], of the stage named. The first stage has 4 or 5 levels.
+    ///
+    /// # Errors
+    /// [`DomainError`].
+    pub fn create_staged_domain(
+        &self,
+        ctx: &mut MaySleep,
+        stage: Stage,
+        units: &[UnitId],
+        levels: Option<u8>,
+    ) -> Result<DomainHandle, DomainError> {
         let levels = match levels {
             Some(levels) => levels,
             None => {
-                let all = |levels: u8| units.iter().all(|id| self.shape(&[*id], levels).is_ok());
+                units.iter().try_for_each(|id| self.check_stage(*id, stage))?;
+                let all = |levels: u8| units.iter().all(|id| self.shape(&[*id], stage, levels).is_ok());
                 [4, 3, 5].into_iter().find(|&l| all(l)).ok_or(DomainError::NoCommonLevels)?
             }
         };
-        let domain = Domain::new(self.hal, ctx, self.shape(units, levels)?)?;
+        let domain = Domain::new(self.hal, ctx, self.shape(units, stage, levels)?)?;
         Ok(self.books.borrow_mut().add(domain))
     }
 
-    /// What tables of `levels` levels may look like on all of `units`.
-    fn shape(&self, units: &[UnitId], levels: u8) -> Result<Shape, DomainError> {
-        let output_bits = self.setup.host_address_bits.clamp(12, 52);
-        let mut shape = Shape {
-            stage: Stage::Second,
-            levels,
-            sslps: 3,
-            input_bits: Shape::table_bits(levels),
-            output_bits,
+    /// Whether a unit, in the mode it runs in, walks tables of a stage at all.
+    fn check_stage(&self, id: UnitId, stage: Stage) -> Result<(), DomainError> {
+        let unit = self.unit(id).ok_or(DomainError::NoUnit(id))?;
+        let modes = unit.choices().modes;
+        let walks = match (unit.config().mode.is_scalable(), stage) {
+            (false, stage) => stage == Stage::Second,
+            (true, Stage::Second) => modes.second_stage,
+            (true, Stage::First) => modes.first_stage,
         };
+        if walks { Ok(()) } else { Err(DomainError::Stage { unit: id, stage }) }
+    }
+
+    /// What tables of `levels` levels may look like on all of `units`.
+    fn shape(&self, units: &[UnitId], stage: Stage, levels: u8) -> Result<Shape, DomainError> {
+        let output_bits = self.setup.host_address_bits.clamp(12, 52);
+        let input_bits = Shape::address_bits(stage, levels);
+        let mut shape = Shape { stage, levels, sslps: 3, input_bits, output_bits };
         for &id in units {
-            let cap = self.unit(id).ok_or(DomainError::NoUnit(id))?.cap();
-            if !shape.is_valid() || !cap.supports_levels(levels) {
+            self.check_stage(id, stage)?;
+            let unit = self.unit(id).ok_or(DomainError::NoUnit(id))?;
+            let choices = unit.choices();
+            if !shape.is_valid() || !choices.walks(unit.cap(), stage, levels) {
                 return Err(DomainError::Levels { unit: id, levels });
             }
-            shape.sslps &= cap.sslps();
-            shape.input_bits = shape.input_bits.min(cap.mgaw() as u32 + 1);
+            shape.sslps &= choices.leaves(stage);
+            shape.input_bits = shape.input_bits.min(unit.cap().mgaw() as u32 + 1);
         }
         if shape.is_valid() { Ok(shape) } else { Err(DomainError::NoCommonLevels) }
     }
@@ -212,7 +295,7 @@ impl<'h, H: Hal> Iommu<'h, H> {
     /// Whether a unit can walk a domain that was made for others.
     pub(crate) fn suits(&self, unit: usize, shape: Shape) -> Result<(), DomainError> {
         let id = self.units[unit].id();
-        let own = self.shape(&[id], shape.levels)?;
+        let own = self.shape(&[id], shape.stage, shape.levels)?;
         if shape.sslps & !own.sslps != 0 || shape.input_bits > own.input_bits {
             return Err(DomainError::Levels { unit: id, levels: shape.levels });
         }
@@ -226,8 +309,7 @@ impl<'h, H: Hal> Iommu<'h, H> {
     pub fn destroy_domain(&self, ctx: &mut MaySleep, domain: DomainHandle) -> Result<(), DomainError> {
         let mut books = self.books.borrow_mut();
         let found = books.domains.get(&domain).ok_or(DomainError::NoDomain)?;
-        if let Some((requester, _)) = books.requesters.iter().find(|(_, attached)| attached.domain == domain)
-        {
+        if let Some((requester, _)) = books.requesters.iter().find(|(_, attached)| attached.uses(domain)) {
             return Err(DomainError::InUse(*requester));
         }
         if found.is_held() {
@@ -259,11 +341,12 @@ impl<'h, H: Hal> Iommu<'h, H> {
         access: Access,
     ) -> Result<(), MapError> {
         let mut books = self.books.borrow_mut();
+        let tags = books.tags(domain);
         let domain = books.domains.get_mut(&domain).ok_or(MapError::NoDomain)?;
         domain.map(self.hal, ctx, iova, phys, bytes, access)?;
-        let announced = domain.ids().iter().try_for_each(|&(unit, id)| {
+        let announced = tags.into_iter().try_for_each(|(unit, tag)| {
             if self.units[unit].cap().cm() {
-                self.forget_range(ctx, unit, id, iova, bytes)
+                self.forget_range(ctx, unit, tag, iova, bytes)
             } else {
                 self.units[unit].flush_write_buffer()
             }
@@ -289,14 +372,15 @@ impl<'h, H: Hal> Iommu<'h, H> {
         bytes: u64,
     ) -> Result<u64, MapError> {
         let mut books = self.books.borrow_mut();
+        let tags = books.tags(domain);
         let domain = books.domains.get_mut(&domain).ok_or(MapError::NoDomain)?;
         let unmapped = domain.unmap(self.hal, ctx, iova, bytes)?;
         if unmapped.bytes == 0 {
             return Ok(0);
         }
         let mut forgotten = Ok(());
-        for &(unit, id) in domain.ids() {
-            forgotten = forgotten.and(self.forget_range(ctx, unit, id, iova, bytes));
+        for (unit, tag) in tags {
+            forgotten = forgotten.and(self.forget_range(ctx, unit, tag, iova, bytes));
         }
         forgotten?;
         domain.settle(self.hal, ctx, unmapped.removed);
@@ -308,13 +392,13 @@ impl<'h, H: Hal> Iommu<'h, H> {
         &self,
         ctx: &mut MaySleep,
         unit: usize,
-        domain: DomainId,
+        tag: Tag,
         iova: Iova,
         bytes: u64,
     ) -> Result<(), TimedOut> {
         let (start, order) = cover(iova, bytes);
         let unit = &self.units[unit];
-        unit.locked(ctx, |atomic| unit.forget(atomic, Forget::Pages { domain, start, order })).map(|_| ())
+        unit.locked(ctx, |atomic| unit.forget_pages(atomic, tag, start, order))
     }
 
     /// Where `iova` leads in a domain.
@@ -355,6 +439,12 @@ impl<'h, H: Hal> Iommu<'h, H> {
         self.books.borrow().at(top_table)
     }
 
+    /// Which kind of tables the domain has.
+    #[must_use]
+    pub fn stage(&self, domain: DomainHandle) -> Option<Stage> {
+        self.books.borrow().domains.get(&domain).map(|domain| domain.shape().stage)
+    }
+
     /// Levels of the domain's tables.
     #[must_use]
     pub fn levels(&self, domain: DomainHandle) -> Option<u8> {
@@ -392,21 +482,38 @@ impl<'h, H: Hal> Iommu<'h, H> {
         Ok(())
     }
 
-    /// Takes over a domain that a predecessor built. Its mappings are held until [`Self::hold_mappings`] lets them go.
-    /// Its ids, reserved before or free, are kept for as long as the domain lives.
+    /// Takes over a domain that a predecessor built, of the stage that the configured mode is for. Its mappings are held
+    /// until [`Self::hold_mappings`] lets them go. Its ids, reserved before or free, are kept for as long as the domain
+    /// lives.
     ///
     /// # Errors
     /// [`DomainError`]; nothing has changed.
     pub fn import_domain(
         &self,
+        ctx: &mut MaySleep,
+        top_table: PhysAddr,
+        levels: u8,
+        ids: &[(UnitId, DomainId)],
+        tables: &[Extent],
+    ) -> Result<DomainHandle, DomainError> {
+        self.import_staged_domain(ctx, self.setup.config.mode.stage(), top_table, levels, ids, tables)
+    }
+
+    /// As [`Self::import_domain`], of the stage named.
+    ///
+    /// # Errors
+    /// [`DomainError`]; nothing has changed.
+    pub fn import_staged_domain(
+        &self,
         _ctx: &mut MaySleep,
+        stage: Stage,
         top_table: PhysAddr,
         levels: u8,
         ids: &[(UnitId, DomainId)],
         tables: &[Extent],
     ) -> Result<DomainHandle, DomainError> {
         let units: Vec<UnitId> = ids.iter().map(|(unit, _)| *unit).collect();
-        let mut domain = Domain::import(self.hal, self.shape(&units, levels)?, top_table, tables)?;
+        let mut domain = Domain::import(self.hal, self.shape(&units, stage, levels)?, top_table, tables)?;
         let mut books = self.books.borrow_mut();
         if books.at(top_table).is_some() {
             return Err(DomainError::TopTable(top_table));

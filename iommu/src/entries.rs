@@ -1,8 +1,12 @@
-//! Root and context entries: written and cleared in the order that hardware demands (VT-d 6.2.2, 9.1, 9.3).
+//! Root and context entries of both modes: written and cleared in the order that hardware demands (VT-d 6.2.2, 9.1 to
+//! 9.4).
 //!
-//! An entry is 128 bits and hardware may read it at any moment, so the word with the present bit is stored last when an
-//! entry appears. When one goes, the present bit is cleared first, hardware is made to forget, and only then the rest is
-//! wiped.
+//! An entry is several words and hardware may read it at any moment, so the word with the present bit, which is the first,
+//! is stored last when an entry appears. When one goes, the present bit is cleared first, hardware is made to forget, and
+//! only then the rest is wiped.
+//!
+//! Legacy mode has one context table of 256 entries per bus, scalable mode two of 128, each known by a word of its own in
+//! the root entry: below, a table is named by that word.
 
 use crate::Hal;
 use crate::error::AttachError;
@@ -11,33 +15,53 @@ use alloc::vec::Vec;
 use liveupdate::host::{Atomic, Forget, MaySleep, NoMemory, TableMemory, Unit};
 use spec::context::ContextEntry;
 use spec::root::RootEntry;
-use spec::{PhysAddr, Requester, SourceId};
+use spec::scalable::{CONTEXT_ENTRIES, ScalableContextEntry};
+use spec::{Extent, PhysAddr, Requester, SourceId};
 
-/// Bytes of a root or context entry.
+/// Bytes of a root entry, and of a context entry in legacy mode.
 const ENTRY: u64 = 16;
-/// The present bit, in the first word of root and context entries.
+/// The present bit, in the first word of all entries.
 const PRESENT: u64 = 1;
 
+/// A context entry of either mode; in legacy mode the last two words are zero and not in memory.
+pub(crate) type Context = [u64; 4];
+
 /// An entry that is about to change, and what was in it.
+#[derive(Debug)]
 struct Slot {
     source: SourceId,
     at: PhysAddr,
-    before: ContextEntry,
+    before: Context,
+}
+
+/// Context entries about to be written, and new context tables for them.
+#[derive(Debug)]
+pub(crate) struct ContextPlan {
+    /// Words of root entries, and the table that each shall point to.
+    tables: Vec<(PhysAddr, PhysAddr)>,
+    slots: Vec<Slot>,
 }
 
 impl<H: Hal> VtdUnit<'_, H> {
-    /// The context entry of a source-id as it is in memory; `None` where the bus has no context table.
+    /// The context entry of a source-id in legacy mode as it is in memory; `None` where the bus has no context table.
     ///
     /// # Errors
     /// [`NoMemory`] when a table lies where there is none.
     pub fn context_entry(&self, source: SourceId) -> Result<Option<ContextEntry>, NoMemory> {
-        match self.context_table(source.bus())? {
-            Some(table) => load(self.hal(), slot(table, source)).map(Some),
-            None => Ok(None),
-        }
+        Ok(self.context(source)?.map(|[low, high, ..]| ContextEntry::from_raw([low, high])))
     }
 
-    /// Writes the same entry for all `sources`, which have none yet: all or none. Buses without a context table get one.
+    /// The context entry of a source-id in scalable mode as it is in memory; `None` where its half of the bus has no
+    /// context table.
+    ///
+    /// # Errors
+    /// [`NoMemory`] when a table lies where there is none.
+    pub fn scalable_context_entry(&self, source: SourceId) -> Result<Option<ScalableContextEntry>, NoMemory> {
+        Ok(self.context(source)?.map(ScalableContextEntry::from_raw))
+    }
+
+    /// Writes the same legacy entry for all `sources`, which have none yet: all or none. Buses without a context table get
+    /// one.
     ///
     /// # Errors
     /// [`AttachError`]; entries and tables are as they were (I7). After [`AttachError::TimedOut`] the frames of new
@@ -48,28 +72,17 @@ impl<H: Hal> VtdUnit<'_, H> {
         sources: &[SourceId],
         entry: ContextEntry,
     ) -> Result<(), AttachError> {
-        let mut missing: Vec<u8> = Vec::new();
-        for &source in sources {
-            match self.context_entry(source)? {
-                Some(there) if there.present() => {
-                    let requester = Requester::new(self.registers.id.segment, source);
-                    return Err(AttachError::Occupied { requester, source });
-                }
-                None if !missing.contains(&source.bus()) => missing.push(source.bus()),
-                _ => {}
-            }
-        }
-        let tables = self.take_tables(ctx, &missing)?;
-        let mut slots = Vec::with_capacity(sources.len());
-        for &source in sources {
-            let new = tables.iter().find(|(bus, _)| *bus == source.bus()).map(|(_, table)| *table);
-            // A bus has a table by now, its own or a new one.
-            let Some(table) = new.or(self.context_table(source.bus())?) else { continue };
-            let at = slot(table, source);
-            slots.push(Slot { source, at, before: load(self.hal(), at)? });
-        }
+        let missing = self.missing_tables(sources)?;
+        self.reserve_frames(ctx, missing.len() as u64)?;
+        let plan = self.plan_contexts(sources, &missing)?;
+        let [low, high] = entry.raw();
         self.locked(ctx, |atomic| {
-            self.install(atomic, &tables, &slots, entry).inspect_err(|_| self.withdraw(&tables, &slots))
+            self.install(&plan, [low, high, 0, 0])
+                .and_then(|()| {
+                    let all = sources.iter();
+                    Ok(all.copied().try_for_each(|s| self.announce(atomic, s, entry.domain_id()))?)
+                })
+                .inspect_err(|_| self.withdraw(&plan))
         })
     }
 
@@ -79,24 +92,15 @@ impl<H: Hal> VtdUnit<'_, H> {
     /// [`AttachError::TimedOut`]: no entry is present, but hardware did not confirm for all; those keep the rest of their
     /// content, so that calling again tries again. [`AttachError::NoMemory`].
     pub fn detach_entries(&self, ctx: &mut MaySleep, sources: &[SourceId]) -> Result<(), AttachError> {
-        let mut slots = Vec::with_capacity(sources.len());
-        for &source in sources {
-            let Some(table) = self.context_table(source.bus())? else { continue };
-            let at = slot(table, source);
-            let before = load(self.hal(), at)?;
-            if before != ContextEntry::ZERO {
-                slots.push(Slot { source, at, before });
-            }
-        }
+        let slots = self.used_slots(sources)?;
         self.locked(ctx, |atomic| {
-            for slot in &slots {
-                self.hal().write(slot.at, slot.before.with_present(false).raw()[0])?;
-            }
+            self.clear_present(&slots)?;
             let mut outcome = Ok(());
             for slot in &slots {
-                let what = Forget::Requester { source: slot.source, domain: slot.before.domain_id() };
-                match self.forget(atomic, what) {
-                    Ok(_) => store(self.hal(), slot.at, ContextEntry::ZERO)?,
+                let [low, high, ..] = slot.before;
+                let domain = ContextEntry::from_raw([low, high]).domain_id();
+                match self.forget(atomic, Forget::Requester { source: slot.source, domain }) {
+                    Ok(_) => self.wipe(slot)?,
                     Err(e) => outcome = outcome.and(Err(AttachError::TimedOut(e))),
                 }
             }
@@ -104,75 +108,192 @@ impl<H: Hal> VtdUnit<'_, H> {
         })
     }
 
-    /// The context table of a bus.
-    fn context_table(&self, bus: u8) -> Result<Option<PhysAddr>, NoMemory> {
-        let at = self.root_slot(bus);
-        let entry = RootEntry::from_raw([self.hal().read(at)?, self.hal().read(at.plus(8))?]);
-        Ok(entry.present().then(|| entry.context_table()))
-    }
-
-    fn root_slot(&self, bus: u8) -> PhysAddr {
-        self.root_table().plus(ENTRY * u64::from(bus))
-    }
-
-    /// A zeroed frame for each of `buses`.
-    fn take_tables(&self, ctx: &mut MaySleep, buses: &[u8]) -> Result<Vec<(u8, PhysAddr)>, AttachError> {
-        let frames = buses.len() as u64;
-        let mut arena = self.tables.borrow_mut();
-        arena.reserve(self.hal(), ctx, frames).map_err(|e| AttachError::OutOfMemory { frames: e.frames })?;
-        let taken: Vec<_> = buses.iter().filter_map(|&bus| Some((bus, arena.take()?))).collect();
-        if taken.len() == buses.len() { Ok(taken) } else { Err(AttachError::OutOfMemory { frames }) }
-    }
-
-    fn install(
+    /// Scalable mode: clears the entries of `sources`, has `then` done about what they led to, and wipes them if that
+    /// succeeded.
+    ///
+    /// # Errors
+    /// As [`Self::detach_entries`].
+    pub(crate) fn detach_contexts(
         &self,
-        atomic: &Atomic,
-        tables: &[(u8, PhysAddr)],
-        slots: &[Slot],
-        entry: ContextEntry,
+        ctx: &mut MaySleep,
+        sources: &[SourceId],
+        then: impl FnOnce(&Atomic) -> Result<(), AttachError>,
     ) -> Result<(), AttachError> {
-        for slot in slots {
-            store(self.hal(), slot.at, entry)?;
+        let slots = self.used_slots(sources)?;
+        self.locked(ctx, |atomic| {
+            self.clear_present(&slots)?;
+            then(atomic)?;
+            slots.iter().try_for_each(|slot| self.wipe(slot))?;
+            Ok(())
+        })
+    }
+
+    /// Words of root entries that must point to a context table before `sources` can have entries, and do not yet. None of
+    /// `sources` may have an entry.
+    ///
+    /// # Errors
+    /// [`AttachError::Occupied`], [`AttachError::NoMemory`].
+    pub(crate) fn missing_tables(&self, sources: &[SourceId]) -> Result<Vec<PhysAddr>, AttachError> {
+        let mut missing: Vec<PhysAddr> = Vec::new();
+        for &source in sources {
+            let at = self.root_word(source);
+            match self.context(source)? {
+                Some(there) if there[0] & PRESENT != 0 => {
+                    let requester = Requester::new(self.registers.id.segment, source);
+                    return Err(AttachError::Occupied { requester, source });
+                }
+                None if !missing.contains(&at) => missing.push(at),
+                _ => {}
+            }
         }
-        // New tables get known when they are complete.
-        for &(bus, table) in tables {
-            let root = RootEntry::ZERO.with_present(true).with_ctp(table.frame().number()).raw();
-            self.hal().write(self.root_slot(bus).plus(8), root[1])?;
-            self.hal().write(self.root_slot(bus), root[0])?;
+        Ok(missing)
+    }
+
+    /// Sees to it that `frames` table frames can be taken.
+    ///
+    /// # Errors
+    /// [`AttachError::OutOfMemory`]; nothing has changed.
+    pub(crate) fn reserve_frames(&self, ctx: &mut MaySleep, frames: u64) -> Result<(), AttachError> {
+        let mut arena = self.tables.borrow_mut();
+        arena.reserve(self.hal(), ctx, frames).map_err(|e| AttachError::OutOfMemory { frames: e.frames })
+    }
+
+    /// A zeroed frame that was reserved.
+    pub(crate) fn take_frame(&self) -> Result<PhysAddr, AttachError> {
+        self.tables.borrow_mut().take().ok_or(AttachError::OutOfMemory { frames: 1 })
+    }
+
+    /// Gives a zeroed table frame back that hardware has forgotten; one that a predecessor took, to the host.
+    pub(crate) fn give_frame(&self, ctx: &mut MaySleep, at: PhysAddr) {
+        if !self.tables.borrow_mut().give(at) {
+            Extent::new(at.frame(), 1).into_iter().for_each(|run| self.hal().free(ctx, run));
         }
-        for slot in slots {
-            self.announce(atomic, slot.source, entry.domain_id())?;
+    }
+
+    /// Prepares entries for `sources`, with a new table for each of `missing`; frames were reserved.
+    ///
+    /// # Errors
+    /// [`AttachError::NoMemory`].
+    pub(crate) fn plan_contexts(
+        &self,
+        sources: &[SourceId],
+        missing: &[PhysAddr],
+    ) -> Result<ContextPlan, AttachError> {
+        let mut tables = Vec::with_capacity(missing.len());
+        for &word in missing {
+            tables.push((word, self.take_frame()?));
+        }
+        let mut slots = Vec::with_capacity(sources.len());
+        for &source in sources {
+            let word = self.root_word(source);
+            let new = tables.iter().find(|(at, _)| *at == word).map(|(_, table)| *table);
+            // There is a table by now, an old or a new one.
+            let Some(table) = new.or(self.context_table(word)?) else { continue };
+            let at = self.slot(table, source);
+            slots.push(Slot { source, at, before: self.load(at)? });
+        }
+        Ok(ContextPlan { tables, slots })
+    }
+
+    /// Writes planned entries, and then makes new tables known, complete as they are.
+    pub(crate) fn install(&self, plan: &ContextPlan, entry: Context) -> Result<(), AttachError> {
+        for slot in &plan.slots {
+            store(self.hal(), slot.at, self.words(&entry))?;
+        }
+        for &(word, table) in &plan.tables {
+            if !self.config.mode.is_scalable() {
+                self.hal().write(word.plus(8), 0)?;
+            }
+            let [low, _] = RootEntry::ZERO.with_present(true).with_ctp(table.frame().number()).raw();
+            self.hal().write(word, low)?;
         }
         Ok(())
     }
 
     /// Undoes [`Self::install`] however far it came, in reverse. The rest of memory may be gone: nothing stops it.
-    fn withdraw(&self, tables: &[(u8, PhysAddr)], slots: &[Slot]) {
-        for &(bus, _) in tables.iter().rev() {
-            let _ = self.hal().write(self.root_slot(bus), 0);
+    pub(crate) fn withdraw(&self, plan: &ContextPlan) {
+        for &(word, _) in plan.tables.iter().rev() {
+            let _ = self.hal().write(word, 0);
         }
-        for slot in slots.iter().rev() {
-            let _ = clear_to(self.hal(), slot.at, slot.before);
+        for slot in plan.slots.iter().rev() {
+            let _ = clear_to(self.hal(), slot.at, self.words(&slot.before));
         }
+    }
+
+    fn used_slots(&self, sources: &[SourceId]) -> Result<Vec<Slot>, NoMemory> {
+        let mut slots = Vec::with_capacity(sources.len());
+        for &source in sources {
+            let Some(table) = self.context_table(self.root_word(source))? else { continue };
+            let at = self.slot(table, source);
+            let before = self.load(at)?;
+            if before != [0; 4] {
+                slots.push(Slot { source, at, before });
+            }
+        }
+        Ok(slots)
+    }
+
+    fn clear_present(&self, slots: &[Slot]) -> Result<(), NoMemory> {
+        slots.iter().try_for_each(|slot| self.hal().write(slot.at, slot.before[0] & !PRESENT))
+    }
+
+    fn wipe(&self, slot: &Slot) -> Result<(), NoMemory> {
+        store(self.hal(), slot.at, self.words(&[0; 4]))
+    }
+
+    fn context(&self, source: SourceId) -> Result<Option<Context>, NoMemory> {
+        match self.context_table(self.root_word(source))? {
+            Some(table) => self.load(self.slot(table, source)).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The context table that the word of a root entry at `word` points to. Both halves of a root entry look alike.
+    fn context_table(&self, word: PhysAddr) -> Result<Option<PhysAddr>, NoMemory> {
+        let entry = RootEntry::from_raw([self.hal().read(word)?, 0]);
+        Ok(entry.present().then(|| entry.context_table()))
+    }
+
+    fn root_word(&self, source: SourceId) -> PhysAddr {
+        let half =
+            if self.config.mode.is_scalable() { u64::from(source.devfn()) / CONTEXT_ENTRIES } else { 0 };
+        self.root_table().plus(ENTRY * u64::from(source.bus()) + 8 * half)
+    }
+
+    fn slot(&self, table: PhysAddr, source: SourceId) -> PhysAddr {
+        let devfn = u64::from(source.devfn());
+        table.plus(if self.config.mode.is_scalable() {
+            2 * ENTRY * (devfn % CONTEXT_ENTRIES)
+        } else {
+            ENTRY * devfn
+        })
+    }
+
+    /// The words of a context entry that are in memory.
+    fn words<'e>(&self, entry: &'e Context) -> &'e [u64] {
+        if self.config.mode.is_scalable() { entry } else { &entry[..2] }
+    }
+
+    fn load(&self, at: PhysAddr) -> Result<Context, NoMemory> {
+        let mut entry = [0; 4];
+        let words = self.words(&entry).len();
+        self.hal().read_words(at, &mut entry[..words])?;
+        Ok(entry)
     }
 }
 
-fn slot(table: PhysAddr, source: SourceId) -> PhysAddr {
-    table.plus(ENTRY * u64::from(source.devfn()))
-}
-
-fn load<M: TableMemory>(memory: &M, at: PhysAddr) -> Result<ContextEntry, NoMemory> {
-    Ok(ContextEntry::from_raw([memory.read(at)?, memory.read(at.plus(8))?]))
-}
-
 /// Writes an entry where none is present: the word with the present bit last.
-fn store<M: TableMemory>(memory: &M, at: PhysAddr, entry: ContextEntry) -> Result<(), NoMemory> {
-    memory.write(at.plus(8), entry.raw()[1])?;
-    memory.write(at, entry.raw()[0])
+pub(crate) fn store<M: TableMemory>(memory: &M, at: PhysAddr, entry: &[u64]) -> Result<(), NoMemory> {
+    for (i, word) in entry.iter().enumerate().rev() {
+        memory.write(at.plus(8 * i as u64), *word)?;
+    }
+    Ok(())
 }
 
 /// Brings an entry back to one that is not present: the word with the present bit first.
-fn clear_to<M: TableMemory>(memory: &M, at: PhysAddr, before: ContextEntry) -> Result<(), NoMemory> {
-    memory.write(at, before.raw()[0] & !PRESENT)?;
-    memory.write(at.plus(8), before.raw()[1])
+pub(crate) fn clear_to<M: TableMemory>(memory: &M, at: PhysAddr, before: &[u64]) -> Result<(), NoMemory> {
+    for (i, word) in before.iter().enumerate() {
+        memory.write(at.plus(8 * i as u64), if i == 0 { word & !PRESENT } else { *word })?;
+    }
+    Ok(())
 }

@@ -1,5 +1,7 @@
 //! What can go wrong, with the facts that someone needs who has to mend it.
 
+use crate::config::{Capability, Mode};
+use crate::table::format::Stage;
 use core::fmt;
 use liveupdate::host::{NoMemory, TimedOut};
 use spec::{DomainId, Iova, PhysAddr, Requester, SourceId, UnitId};
@@ -30,12 +32,21 @@ pub enum UnitError {
         /// Its status register.
         status: u32,
     },
-    /// The unit runs in another translation mode than this driver serves (I10).
+    /// The unit runs in another translation mode than the configured one (I10). Nothing was changed.
     Mode {
         /// The unit.
         unit: UnitId,
-        /// Its root table address register.
+        /// Its root table address register, with the mode that it runs in.
         root: u64,
+        /// The mode that the driver was to run it in.
+        configured: Mode,
+    },
+    /// The unit lacks something that the configured mode needs.
+    Lacks {
+        /// The unit.
+        unit: UnitId,
+        /// What.
+        what: Capability,
     },
     /// No frames for the root table or the queue.
     OutOfMemory {
@@ -66,12 +77,14 @@ impl fmt::Display for UnitError {
                     "unit {unit}: not translating (status {status:#x}), nothing to take over; set it up instead"
                 )
             }
-            Self::Mode { unit, root } => {
+            Self::Mode { unit, root, configured } => {
                 write!(
                     f,
-                    "unit {unit}: root table register {root:#x} is not in legacy mode, which is all this driver serves"
+                    "unit {unit} runs in another mode (root table register {root:#x}) than {configured}; start in the \
+                     mode that it runs in"
                 )
             }
+            Self::Lacks { unit, what } => write!(f, "unit {unit} lacks {what}; choose another mode"),
             Self::OutOfMemory { unit, frames } => write!(f, "unit {unit}: out of memory for {frames} frames"),
             Self::NoMemory(e) => e.fmt(f),
             Self::TimedOut(e) => e.fmt(f),
@@ -190,6 +203,13 @@ pub enum DomainError {
         /// Levels asked for.
         levels: u8,
     },
+    /// A unit, in the mode that it runs in, walks no tables of that stage.
+    Stage {
+        /// The unit.
+        unit: UnitId,
+        /// The stage asked for.
+        stage: Stage,
+    },
     /// The units have no table width in common.
     NoCommonLevels,
     /// No frames for tables.
@@ -224,6 +244,9 @@ impl fmt::Display for DomainError {
             Self::NoDomain => write!(f, "no such domain"),
             Self::NoUnit(unit) => write!(f, "no unit {unit}"),
             Self::Levels { unit, levels } => write!(f, "unit {unit} cannot walk tables of {levels} levels"),
+            Self::Stage { unit, stage } => {
+                write!(f, "unit {unit} walks no {stage}-stage tables in the mode that it runs in")
+            }
             Self::NoCommonLevels => {
                 write!(f, "the units have no table width in common; make a domain for each")
             }
@@ -278,6 +301,47 @@ pub enum AttachError {
         /// The source-id whose entry differs.
         source: SourceId,
     },
+    /// Legacy mode knows no PASIDs.
+    LegacyMode(Requester),
+    /// The requester's unit lacks something that the attachment needs.
+    Lacks {
+        /// The requester.
+        requester: Requester,
+        /// What.
+        what: Capability,
+    },
+    /// The PASID is wider than the unit serves, or beyond the requester's PASID directory.
+    PasidRange {
+        /// The requester.
+        requester: Requester,
+        /// The PASID.
+        pasid: u32,
+        /// PASIDs of this requester are below this.
+        limit: u32,
+    },
+    /// The requester's PASID leads somewhere already.
+    PasidInUse {
+        /// The requester.
+        requester: Requester,
+        /// The PASID.
+        pasid: u32,
+    },
+    /// The requester's PASID leads nowhere.
+    PasidNotAttached {
+        /// The requester.
+        requester: Requester,
+        /// The PASID.
+        pasid: u32,
+    },
+    /// The requester is attached with other aliases than these.
+    Aliases(Requester),
+    /// Import of a requester whose PASID entry in hardware's tables is not what was named, or was not named at all.
+    PasidMismatch {
+        /// The requester.
+        requester: Requester,
+        /// The PASID.
+        pasid: u32,
+    },
     /// The unit cannot walk the domain's tables, or has no domain id for it.
     Domain(DomainError),
     /// No frames for a context table.
@@ -305,9 +369,28 @@ impl fmt::Display for AttachError {
             Self::Mismatch { requester, source } => {
                 write!(f, "{requester}: the entry of {source} does not name this domain")
             }
+            Self::LegacyMode(r) => write!(f, "{r}: legacy mode knows no PASIDs; attach the requester itself"),
+            Self::Lacks { requester, what } => write!(f, "{requester}: its unit lacks {what}"),
+            Self::PasidRange { requester, pasid, limit } => {
+                write!(f, "{requester}: PASID {pasid:#x} is not below {limit:#x}, where its PASIDs end")
+            }
+            Self::PasidInUse { requester, pasid } => {
+                write!(f, "{requester}: PASID {pasid:#x} is attached already; detach it first")
+            }
+            Self::PasidNotAttached { requester, pasid } => {
+                write!(f, "{requester}: PASID {pasid:#x} is not attached")
+            }
+            Self::Aliases(r) => {
+                write!(f, "{r} is attached with other aliases; name those, or detach it first")
+            }
+            Self::PasidMismatch { requester, pasid } => {
+                write!(f, "{requester}: the entry of PASID {pasid:#x} is not the one that was named for it")
+            }
             Self::Domain(e) => e.fmt(f),
-            Self::OutOfMemory { frames } => write!(f, "out of memory for {frames} context table frames"),
-            Self::NoMemory(e) => write!(f, "root or context table: {e}"),
+            Self::OutOfMemory { frames } => {
+                write!(f, "out of memory for {frames} context or PASID table frames")
+            }
+            Self::NoMemory(e) => write!(f, "root, context or PASID table: {e}"),
             Self::TimedOut(e) => e.fmt(f),
         }
     }

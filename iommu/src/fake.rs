@@ -4,6 +4,8 @@
 //! commands and descriptors only after `latency` polls, and has the habits of QEMU that a driver must cope with. Frame
 //! allocation can be made to fail at the n-th frame, hardware can be made to get stuck.
 
+pub(crate) mod scalable;
+
 use crate::Hal;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -13,7 +15,6 @@ use spec::context::ContextEntry;
 use spec::invalidation::{ContextInvalidate, IotlbInvalidate, Wait, granularity, kind};
 use spec::regs::{Cap, Ccmd, Ecap, Gcmd, Gsts, IotlbCommand, Iqa, Iva, RootAddr, offset};
 use spec::root::RootEntry;
-use spec::second_stage::{SecondStageEntry, index, span};
 use spec::{DomainId, Extent, Frame, PAGE_SIZE, PhysAddr, Segment, SourceId, UnitId};
 
 pub(crate) const UNIT: UnitId = UnitId { segment: Segment(0), register_base: 0xfed9_0000 };
@@ -39,6 +40,18 @@ pub(crate) enum Done {
         page: u64,
         order: u64,
     },
+    Pasids {
+        g: u64,
+        domain: u16,
+        pasid: u32,
+    },
+    PasidTranslations {
+        g: u64,
+        domain: u16,
+        pasid: u32,
+        page: u64,
+        order: u64,
+    },
     Wait,
     RootSet,
     /// A store to memory, while stores are logged.
@@ -56,6 +69,25 @@ pub(crate) enum Stuck {
     Invalidations,
     /// Global commands.
     Commands,
+}
+
+/// How a unit takes descriptors of PASID cache and PASID-based IOTLB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Quirks {
+    /// By the specification; the latter in queues of 256-bit descriptors only, which there are with scalable mode.
+    None,
+    /// As QEMU 7.2: taken and ignored, there is no such queue, and PASID entries are forgotten with contexts.
+    Ignores,
+    /// Not at all; otherwise as `Ignores`.
+    Refuses,
+}
+
+/// A page, as cached.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Leaf {
+    to: u64,
+    read: bool,
+    write: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -84,7 +116,14 @@ pub(crate) struct FakeUnit {
     pub(crate) stuck: Stuck,
     pub(crate) done: Vec<Done>,
     contexts: BTreeMap<u16, [u64; 2]>,
-    translations: BTreeMap<(u16, u64), Option<SecondStageEntry>>,
+    wide_contexts: BTreeMap<u16, [u64; 4]>,
+    /// By source-id and PASID.
+    pasids: BTreeMap<(u16, u32), [u64; 8]>,
+    /// By domain id, PASID unless of the second stage alone, and page.
+    translations: BTreeMap<(u16, Option<u32>, u64), Option<Leaf>>,
+    pub(crate) quirks: Quirks,
+    /// Page walks that did not snoop though they could: they see what the processor has not written back.
+    pub(crate) incoherent: u32,
     /// Words that were written but sit in the write buffer: what the unit still sees (CAP.RWBF).
     buffered: BTreeMap<u64, u64>,
     /// Register commands given while a queue was on: they never end.
@@ -146,9 +185,22 @@ impl Fake {
     }
     /// A request by a device, as the first unit serves it: the address it reaches, or the fault reason.
     pub(crate) fn dma(&self, source: SourceId, iova: u64, write: bool) -> Result<u64, u8> {
+        self.dma_with(source, None, iova, write)
+    }
+    /// The same, of a request that may carry a PASID.
+    pub(crate) fn dma_with(
+        &self,
+        source: SourceId,
+        pasid: Option<u32>,
+        iova: u64,
+        write: bool,
+    ) -> Result<u64, u8> {
         let state = &mut *self.0.borrow_mut();
-        let (unit, frames) = (&mut state.units[0], &state.frames);
-        unit.dma(frames, source, iova, write)
+        let (unit, frames) = (&mut state.units[0], &mut state.frames);
+        match unit.status.tes() && unit.is_scalable() {
+            true => unit.dma_scalable(frames, source, pasid, iova, write),
+            false => unit.dma(frames, source, iova, write),
+        }
     }
     /// What the first unit has done since the last call.
     pub(crate) fn done(&self) -> Vec<Done> {
@@ -187,7 +239,11 @@ impl FakeUnit {
             stuck: Stuck::No,
             done: Vec::new(),
             contexts: BTreeMap::new(),
+            wide_contexts: BTreeMap::new(),
+            pasids: BTreeMap::new(),
             translations: BTreeMap::new(),
+            quirks: Quirks::None,
+            incoherent: 0,
             buffered: BTreeMap::new(),
             misused: 0,
             translation_went_off: false,
@@ -222,25 +278,12 @@ impl FakeUnit {
     }
 
     /// The 4 KiB leaf for an address, as hardware would cache it.
-    fn leaf(&mut self, frames: &Frames, entry: ContextEntry, iova: u64) -> Option<SecondStageEntry> {
-        let key = (entry.domain_id().0, iova / PAGE_SIZE);
+    fn leaf(&mut self, frames: &Frames, entry: ContextEntry, iova: u64) -> Option<Leaf> {
+        let key = (entry.domain_id().0, None, iova / PAGE_SIZE);
         if let Some(cached) = self.translations.get(&key) {
             return *cached;
         }
-        let mut table = entry.top_table().get();
-        let mut found = None;
-        for level in (0..entry.levels()).rev() {
-            let next = SecondStageEntry::from_raw(self.see(frames, table + 8 * index(iova, level)));
-            if !next.is_present() {
-                break;
-            }
-            if next.is_leaf(level) {
-                let to = next.address().get() + iova % span(level) / PAGE_SIZE * PAGE_SIZE;
-                found = Some(next.with_addr(to / PAGE_SIZE));
-                break;
-            }
-            table = next.address().get();
-        }
+        let found = self.second_stage(frames, (entry.top_table().get(), entry.levels()), iova);
         if found.is_some() || self.cap.cm() {
             self.translations.insert(key, found);
         }
@@ -254,13 +297,19 @@ impl FakeUnit {
         let entry = self.context(frames, source)?;
         let denied = if write { 5 } else { 6 };
         let leaf = self.leaf(frames, entry, iova).ok_or(denied)?;
-        let allowed = if write { leaf.w() } else { leaf.r() };
-        if allowed { Ok(leaf.address().get() + iova % PAGE_SIZE) } else { Err(denied) }
+        let allowed = if write { leaf.write } else { leaf.read };
+        if allowed { Ok(leaf.to + iova % PAGE_SIZE) } else { Err(denied) }
     }
 
     fn forget_context(&mut self, g: u64, source: u16, domain: u16) {
         self.done.push(Done::Context { g, source, domain });
         self.buffered.clear();
+        let named = |s: &u16| g == granularity::GLOBAL || (g == granularity::SELECTIVE && *s == source);
+        // Context entries of scalable mode have no domain.
+        self.wide_contexts.retain(|s, _| !named(s));
+        if self.quirks != Quirks::None {
+            self.pasids.retain(|(s, _), _| !named(s));
+        }
         self.contexts.retain(|s, entry| {
             let tag = ContextEntry::from_raw(*entry).domain_id().0;
             !(g == granularity::GLOBAL || (g == granularity::SELECTIVE && *s == source && tag == domain))
@@ -270,10 +319,11 @@ impl FakeUnit {
     fn forget_translations(&mut self, g: u64, domain: u16, page: u64, order: u64) {
         self.done.push(Done::Translations { g, domain, page, order });
         self.buffered.clear();
-        self.translations.retain(|(d, p), _| match g {
+        self.translations.retain(|(d, tag, p), _| match g {
             granularity::GLOBAL => false,
             granularity::DOMAIN => *d != domain,
-            _ => *d != domain || p >> order != page >> order,
+            // Pages are named by second-stage addresses.
+            _ => *d != domain || tag.is_some() || p >> order != page >> order,
         });
     }
 
@@ -294,6 +344,7 @@ impl FakeUnit {
             let words = [word(frames, at).unwrap_or(0), word(frames, at + 8).unwrap_or(0)];
             let rest = if stride == 32 { word(frames, at + 16) } else { None };
             match words[0] & 0xf | rest.unwrap_or(0) {
+                kind::PASID_CACHE | kind::PASID_IOTLB if self.pasid_descriptor(words, stride == 32) => {}
                 kind::CONTEXT => {
                     let d = ContextInvalidate::from_raw(words);
                     self.forget_context(d.g(), d.sid() as u16, d.did() as u16);
@@ -406,7 +457,11 @@ impl FakeUnit {
                 self.pmen = (value as u32 >> 31) << 31 | value as u32 >> 31;
                 self.opened_untranslated |= self.pmen == 0 && !self.status.tes();
             }
-            offset::IQA => self.iqa = value,
+            offset::IQA => {
+                let wide = self.ecap.smts() && self.quirks == Quirks::None;
+                let iqa = Iqa::from_raw(value);
+                self.iqa = iqa.with_dw(iqa.dw() && wide).raw();
+            }
             offset::IQT => {
                 self.iqt = value;
                 self.fetching = self.fsts & 0x10 == 0;
@@ -423,7 +478,7 @@ impl FakeUnit {
 
     /// Ids of domains that have a cached translation.
     pub(crate) fn cached_domains(&self) -> BTreeSet<DomainId> {
-        self.translations.keys().map(|(d, _)| DomainId(*d)).collect()
+        self.translations.keys().map(|(d, ..)| DomainId(*d)).collect()
     }
 }
 

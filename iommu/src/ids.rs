@@ -12,6 +12,8 @@ pub enum Owner {
     Reserved,
     /// A domain of this driver.
     Domain(DomainHandle),
+    /// A PASID of a requester that leads to no domain's own tables: nested, or pass-through.
+    Attachment,
 }
 
 /// The ids of one unit.
@@ -35,7 +37,7 @@ impl DomainIds {
     #[must_use]
     pub fn claim(&mut self, id: DomainId, owner: Owner) -> bool {
         let free = match (self.owners.get(&id.0), owner) {
-            (None, _) | (Some(Owner::Reserved), Owner::Domain(_)) => true,
+            (None, _) | (Some(Owner::Reserved), Owner::Domain(_) | Owner::Attachment) => true,
             (Some(_), _) => false,
         };
         let valid = id.0 != 0 && u32::from(id.0) < self.limit;
@@ -47,10 +49,15 @@ impl DomainIds {
 
     /// The lowest free id, given to `domain` now.
     pub fn allocate(&mut self, domain: DomainHandle) -> Option<DomainId> {
+        self.allocate_for(Owner::Domain(domain))
+    }
+
+    /// The lowest free id, given to `owner` now.
+    pub fn allocate_for(&mut self, owner: Owner) -> Option<DomainId> {
         let free = |id: &u16| !self.owners.contains_key(id);
         let id = (self.low..self.limit).filter_map(|id| u16::try_from(id).ok()).find(free)?;
         self.low = u32::from(id) + 1;
-        self.owners.insert(id, Owner::Domain(domain));
+        self.owners.insert(id, owner);
         Some(DomainId(id))
     }
 

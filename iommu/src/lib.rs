@@ -1,11 +1,12 @@
 //! A VT-d driver for hosts that have none: units, domains, requesters, page tables, invalidation, faults.
 //!
 //! From the hardware upwards: [`registers`] is the typed window on a unit's registers with the one bounded wait;
-//! [`queue`] and [`command`] make hardware forget, by the invalidation queue or by registers; [`mod@unit`] brings a unit up or
-//! takes a running one over, [`entries`] writes its root and context tables; [`faults`] reads what it recorded. Beside that,
-//! [`table`] holds one walker over page-table formats, [`arena`] the frames that tables are made of, [`domain`] an address
-//! space. [`driver`] puts all units and domains of a machine together, [`requesters`] attaches to them, by the units'
-//! [`scope`]s and with [`ids`] unique per unit.
+//! [`queue`] and [`command`] carry invalidations, by the queue or by registers, and [`forget`] says which and in what order;
+//! [`mod@unit`] brings a unit up or takes a running one over, [`entries`] writes its root and context tables, [`pasid`] its
+//! PASID tables; [`faults`] reads what it recorded. Beside that, [`table`] holds one walker over page-table formats,
+//! [`arena`] the frames that tables are made of, [`domain`] an address space. [`driver`] puts all units and domains of a
+//! machine together, [`requesters`] attaches to them, by the units' [`scope`]s and with [`ids`] unique per unit;
+//! [`attachments`] and [`import`] do that for PASIDs. [`config`] has the modes, and what capabilities leave of them.
 //!
 //! The driver reaches the machine through [`Hal`] alone, and implements the host traits of `liveupdate`.
 #![no_std]
@@ -17,13 +18,19 @@ extern crate alloc;
 extern crate std;
 
 pub mod arena;
+pub mod attachments;
 pub mod command;
+pub mod config;
 pub mod domain;
 pub mod driver;
 pub mod entries;
 pub mod error;
 pub mod faults;
+pub mod forget;
 pub mod ids;
+pub mod import;
+pub mod pasid;
+mod places;
 pub mod queue;
 pub mod registers;
 pub mod requesters;
@@ -36,13 +43,16 @@ mod fake;
 #[cfg(test)]
 mod tests;
 
+pub use config::{Capability, Choices, Config, Mode, Modes, Origin};
 pub use domain::DomainHandle;
 pub use driver::{Iommu, Setup};
 pub use error::{AttachError, DomainError, MapError, UnitError};
 pub use faults::{Fault, FaultSummary};
+pub use forget::Invalidation;
+pub use pasid::{Attachment, GuestTables};
 pub use scope::{Topology, UnitDescription};
-pub use table::format::Access;
-pub use unit::{Config, Origin, VtdUnit};
+pub use table::format::{Access, Stage};
+pub use unit::VtdUnit;
 
 use liveupdate::host::{MaySleep, TableMemory};
 use spec::{Extent, PhysAddr};

@@ -1,7 +1,8 @@
 //! The invalidation queue: descriptors in, a status word back (VT-d 6.5.2).
 //!
 //! Every batch ends with a wait descriptor whose status is seen before [`Queue::submit`] returns, so the queue is empty
-//! between batches and head and tail are read from hardware each time. A descriptor that hardware refuses stops the queue
+//! between batches and head and tail are read from hardware each time. Descriptors have 128 bits, or 256 in a wide queue,
+//! which scalable mode is meant to have; a unit that has none says so when it is asked for one. A descriptor that hardware refuses stops the queue
 //! (FSTS.IQE); it is replaced and the queue goes on, but the batch counts as failed.
 
 use crate::Hal;
@@ -14,14 +15,14 @@ use spec::{Extent, PAGE_SIZE, PhysAddr};
 
 /// Frames that a queue is made of: one of descriptors, one for the status word.
 pub const FRAMES: u64 = 2;
-/// Bytes of a descriptor in a queue of our own.
+/// Bytes of a descriptor in a queue that is not wide.
 const DESCRIPTOR: u64 = 16;
 /// Refused descriptors of a predecessor that are replaced before its queue is given up.
 const REPAIRS: u32 = 16;
 /// Head and tail are byte offsets in bits 18:4.
 const OFFSET_MASK: u64 = 0x7_fff0;
 
-/// A 128-bit descriptor.
+/// A descriptor. In a wide queue 128 zeroes follow it.
 pub type Descriptor = [u64; 2];
 
 /// A queue of our own that a unit works on.
@@ -30,13 +31,21 @@ pub struct Queue {
     base: PhysAddr,
     status: PhysAddr,
     sequence: Cell<u32>,
+    wide: Cell<bool>,
 }
 
 impl Queue {
     /// A queue in `frames`, which are [`FRAMES`] many and zeroed.
     #[must_use]
     pub const fn new(frames: Extent) -> Self {
-        Self { base: frames.start(), status: frames.start().plus(PAGE_SIZE), sequence: Cell::new(0) }
+        let status = frames.start().plus(PAGE_SIZE);
+        Self { base: frames.start(), status, sequence: Cell::new(0), wide: Cell::new(false) }
+    }
+
+    /// Whether descriptors have 256 bits.
+    #[must_use]
+    pub fn is_wide(&self) -> bool {
+        self.wide.get()
     }
 
     /// Puts the queue in and switches it on. The unit's queue must be off.
@@ -44,11 +53,25 @@ impl Queue {
     /// # Errors
     /// [`TimedOut`] when the unit does not take it, or a first wait descriptor does not come back.
     pub fn start<H: Hal>(&self, registers: &Registers<'_, H>) -> Result<(), TimedOut> {
+        self.start_with(registers, Iqa::ZERO.with_iqa(self.base.frame().number()))
+    }
+
+    /// As [`Self::start`], with descriptors of 256 bits if the unit takes such (VT-d 11.4.9.3); otherwise of 128.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_wide<H: Hal>(&self, registers: &Registers<'_, H>) -> Result<(), TimedOut> {
+        self.start_with(registers, Iqa::ZERO.with_iqa(self.base.frame().number()).with_dw(true))
+    }
+
+    fn start_with<H: Hal>(&self, registers: &Registers<'_, H>, iqa: Iqa) -> Result<(), TimedOut> {
         let errors = Fsts::ZERO.with_iqe(true).with_ice(true).with_ite(true);
         registers.write32(offset::FSTS, errors.raw());
         // Hardware zeroes the head when the queue is switched on, never the tail.
         registers.write64(offset::IQT, 0);
-        registers.write64(offset::IQA, Iqa::ZERO.with_iqa(self.base.frame().number()).raw());
+        registers.write64(offset::IQA, iqa.raw());
+        // The bit reads zero where it does not exist.
+        self.wide.set(iqa.dw() && Iqa::from_raw(registers.read64(offset::IQA)).dw());
         registers.command("switching the invalidation queue on", |c| c.with_qie(true), Gsts::qies)?;
         self.submit(registers, "the first wait descriptor", &[])
     }
@@ -63,12 +86,33 @@ impl Queue {
         what: &'static str,
         descriptors: &[Descriptor],
     ) -> Result<(), TimedOut> {
+        if self.offer(registers, what, descriptors)? {
+            return Ok(());
+        }
+        Err(TimedOut {
+            unit: registers.id,
+            what: "a descriptor that the invalidation queue accepts",
+            waited: 0,
+        })
+    }
+
+    /// As [`Self::submit`]; says whether hardware accepted all descriptors.
+    ///
+    /// # Errors
+    /// [`TimedOut`], naming `what`.
+    pub fn offer<H: Hal>(
+        &self,
+        registers: &Registers<'_, H>,
+        what: &'static str,
+        descriptors: &[Descriptor],
+    ) -> Result<bool, TimedOut> {
+        let stride = if self.is_wide() { 2 * DESCRIPTOR } else { DESCRIPTOR };
         let needed = descriptors.len() as u64 + 1;
         let tail = registers.read64(offset::IQT) & OFFSET_MASK;
         registers.wait("room in the invalidation queue", || {
             let head = registers.read64(offset::IQH) & OFFSET_MASK;
-            let used = (tail.wrapping_sub(head) % PAGE_SIZE) / DESCRIPTOR;
-            used + needed < PAGE_SIZE / DESCRIPTOR
+            let used = (tail.wrapping_sub(head) % PAGE_SIZE) / stride;
+            used + needed < PAGE_SIZE / stride
         })?;
         let sequence = self.sequence.get().wrapping_add(1).max(1);
         self.sequence.set(sequence);
@@ -76,20 +120,18 @@ impl Queue {
         let mut at = tail;
         for descriptor in descriptors.iter().chain([&wait]) {
             store(registers, self.base.plus(at), *descriptor)?;
-            at = (at + DESCRIPTOR) % PAGE_SIZE;
+            if self.is_wide() {
+                store(registers, self.base.plus(at + DESCRIPTOR), [0; 2])?;
+            }
+            at = (at + stride) % PAGE_SIZE;
         }
         registers.write64(offset::IQT, at);
         registers.wait(what, || self.completed(registers, sequence) || registers.fault_status().iqe())?;
         if self.completed(registers, sequence) {
-            return Ok(());
+            return Ok(true);
         }
-        let refused = TimedOut {
-            unit: registers.id,
-            what: "a descriptor that the invalidation queue accepts",
-            waited: 0,
-        };
         replace_refused(registers, self.status)?;
-        Err(refused)
+        Ok(false)
     }
 
     fn completed<H: Hal>(&self, registers: &Registers<'_, H>, sequence: u32) -> bool {

@@ -2,11 +2,16 @@
 //!
 //! Several requesters may arrive under one source-id (functions behind a bridge). Its entry exists once: written for the
 //! first of them, cleared with the last, and all of them must be in one domain.
+//!
+//! What is said here of entries is legacy mode; in scalable mode, being attached is to have PASID 0 attached, see
+//! [`crate::attachments`].
 
 use crate::Hal;
 use crate::domain::{Domain, DomainHandle};
-use crate::driver::{Attached, Books, Iommu};
+use crate::driver::{Attached, Books, Iommu, PasidUse};
 use crate::error::{AttachError, DomainError};
+use crate::pasid::Attachment;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use liveupdate::host::{MaySleep, Unit};
 use spec::context::ContextEntry;
@@ -25,6 +30,9 @@ impl<H: Hal> Iommu<'_, H> {
         domain: DomainHandle,
     ) -> Result<(), AttachError> {
         let unit = self.unit_index(requester).ok_or(AttachError::NoUnit(requester))?;
+        if self.units()[unit].config().mode.is_scalable() {
+            return self.attach_pasid(ctx, requester, aliases, 0, domain);
+        }
         let mut books = self.books.borrow_mut();
         let sources = distinct(requester, aliases);
         let fresh = books.fresh(requester, &sources, domain)?;
@@ -50,11 +58,11 @@ impl<H: Hal> Iommu<'_, H> {
                 other => other,
             });
         }
-        books.book(requester, Attached { unit, sources, domain }, id, new);
+        books.book(requester, Attached::legacy(unit, sources, domain, id), new);
         Ok(())
     }
 
-    /// Detaches a requester and those of its aliases that no other requester uses. The domain keeps its id on the unit
+    /// Detaches a requester, with all its PASIDs, and those of its aliases that no other requester uses. The domain keeps its id on the unit
     /// while others are attached there, or if it came with one.
     ///
     /// # Errors
@@ -63,14 +71,18 @@ impl<H: Hal> Iommu<'_, H> {
     pub fn detach(&self, ctx: &mut MaySleep, requester: Requester) -> Result<(), AttachError> {
         let mut books = self.books.borrow_mut();
         let attached = books.requesters.get(&requester).ok_or(AttachError::NotAttached(requester))?.clone();
+        if attached.directory.is_some() {
+            let pasids: Vec<u32> = attached.pasids.keys().copied().collect();
+            drop(books);
+            return self.detach_pasids(ctx, requester, &pasids);
+        }
         let shared = |source: &SourceId| books.users(requester, *source).next().is_some();
         let last: Vec<SourceId> = attached.sources.iter().copied().filter(|source| !shared(source)).collect();
         self.units()[attached.unit].detach_entries(ctx, &last)?;
         books.requesters.remove(&requester);
-        let in_use =
-            books.requesters.values().any(|a| a.unit == attached.unit && a.domain == attached.domain);
-        if let Some(domain) = books.domains.get_mut(&attached.domain).filter(|d| !in_use && !d.is_imported())
-        {
+        let Some(domain) = attached.domain() else { return Ok(()) };
+        let in_use = books.requesters.values().any(|a| a.unit == attached.unit && a.uses(domain));
+        if let Some(domain) = books.domains.get_mut(&domain).filter(|d| !in_use && !d.is_imported()) {
             // Each entry's invalidation took the domain's translations along: the id can be used again.
             if let Some(id) = domain.id_on(attached.unit) {
                 domain.remove_id(attached.unit);
@@ -80,18 +92,22 @@ impl<H: Hal> Iommu<'_, H> {
         Ok(())
     }
 
-    /// Books a requester whose entries a predecessor wrote. They are compared, not written.
+    /// Books a requester whose entries a predecessor wrote. They are compared, not written. In scalable mode the domain is
+    /// that of PASID 0, and the requester has no other; see [`Self::import_pasids`].
     ///
     /// # Errors
     /// [`AttachError`]; nothing has changed.
     pub fn import_requester(
         &self,
-        _ctx: &mut MaySleep,
+        ctx: &mut MaySleep,
         requester: Requester,
         aliases: &[SourceId],
         domain: DomainHandle,
     ) -> Result<(), AttachError> {
         let unit = self.unit_index(requester).ok_or(AttachError::NoUnit(requester))?;
+        if self.units()[unit].config().mode.is_scalable() {
+            return self.import_pasids(ctx, requester, aliases, &[(0, Attachment::Domain(domain))]);
+        }
         let mut books = self.books.borrow_mut();
         let sources = distinct(requester, aliases);
         books.fresh(requester, &sources, domain)?;
@@ -108,31 +124,33 @@ impl<H: Hal> Iommu<'_, H> {
                 return Err(AttachError::Mismatch { requester, source });
             }
         }
-        books.requesters.insert(requester, Attached { unit, sources, domain });
+        let id = found.id_on(unit).unwrap_or_default();
+        books.requesters.insert(requester, Attached::legacy(unit, sources, domain, id));
         Ok(())
     }
 
-    /// The domain that a requester is attached to.
+    /// The domain that a requester is attached to: in scalable mode, that of its requests without PASID.
     #[must_use]
     pub fn domain_of(&self, requester: Requester) -> Option<DomainHandle> {
-        self.books.borrow().requesters.get(&requester).map(|attached| attached.domain)
+        self.books.borrow().requesters.get(&requester).and_then(Attached::domain)
     }
 
-    /// All attached requesters with their domains, in ascending order.
+    /// All attached requesters with their domains, in ascending order. In scalable mode only those whose requests without
+    /// PASID have a domain.
     #[must_use]
     pub fn requesters(&self) -> Vec<(Requester, DomainHandle)> {
         self.books
             .borrow()
             .requesters
             .iter()
-            .map(|(requester, attached)| (*requester, attached.domain))
+            .filter_map(|(requester, attached)| Some((*requester, attached.domain()?)))
             .collect()
     }
 }
 
 impl Books {
     /// Requesters other than `requester` that arrive under `source` too.
-    fn users(&self, requester: Requester, source: SourceId) -> impl Iterator<Item = &Attached> {
+    pub(crate) fn users(&self, requester: Requester, source: SourceId) -> impl Iterator<Item = &Attached> {
         let others =
             self.requesters.iter().filter(move |(r, _)| **r != requester && r.segment == requester.segment);
         others.map(|(_, attached)| attached).filter(move |attached| attached.sources.contains(&source))
@@ -153,23 +171,31 @@ impl Books {
             let mut users = self.users(requester, source).peekable();
             if users.peek().is_none() {
                 fresh.push(source);
-            } else if users.any(|attached| attached.domain != domain) {
+            } else if users.any(|attached| attached.domain() != Some(domain)) {
                 return Err(AttachError::Occupied { requester, source });
             }
         }
         Ok(fresh)
     }
 
-    fn book(&mut self, requester: Requester, attached: Attached, id: DomainId, new: bool) {
-        if let Some(domain) = self.domains.get_mut(&attached.domain).filter(|_| new) {
-            domain.add_id(attached.unit, id);
+    fn book(&mut self, requester: Requester, attached: Attached, new: bool) {
+        for used in attached.pasids.values().filter(|_| new) {
+            let domain = used.what.domain().and_then(|domain| self.domains.get_mut(&domain));
+            domain.into_iter().for_each(|domain| domain.add_id(attached.unit, used.id));
         }
         self.requesters.insert(requester, attached);
     }
 }
 
+impl Attached {
+    fn legacy(unit: usize, sources: Vec<SourceId>, domain: DomainHandle, id: DomainId) -> Self {
+        let used = PasidUse { what: Attachment::Domain(domain), id };
+        Self { unit, sources, pasids: BTreeMap::from([(0, used)]), directory: None }
+    }
+}
+
 /// A requester's own source-id and its aliases, each once.
-fn distinct(requester: Requester, aliases: &[SourceId]) -> Vec<SourceId> {
+pub(crate) fn distinct(requester: Requester, aliases: &[SourceId]) -> Vec<SourceId> {
     let mut sources = Vec::with_capacity(1 + aliases.len());
     sources.push(requester.source);
     for &alias in aliases {

@@ -2,6 +2,7 @@
 
 use super::first_stage::FirstStage;
 use super::second_stage::SecondStage;
+use core::fmt;
 use spec::PhysAddr;
 
 /// Levels of the deepest table any format has.
@@ -46,6 +47,15 @@ pub enum Stage {
     Second,
     /// First stage (VT-d 9.7): the processor's format; scalable mode only.
     First,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Second => "second",
+            Self::First => "first",
+        })
+    }
 }
 
 /// A page-table format: tables of 512 words of 64 bits, 9 address bits a level, 4 KiB leaves at level 0.

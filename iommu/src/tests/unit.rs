@@ -5,7 +5,7 @@ use crate::error::UnitError;
 use crate::fake::{Done, Fake, QEMU_CAP, QEMU_ECAP, Stuck, UNIT};
 use crate::queue::Queue;
 use crate::registers::{Patience, Registers};
-use crate::{Config, Fault, FaultSummary, Hal, Origin, VtdUnit};
+use crate::{Config, Fault, FaultSummary, Hal, Mode, Origin, VtdUnit};
 use alloc::vec::Vec;
 use liveupdate::host::{Forget, MaySleep, TableMemory, TimedOut, Unit};
 use spec::fault::Reason;
@@ -318,7 +318,7 @@ fn a_unit_that_does_not_run_or_runs_in_another_mode_is_not_taken_over() {
     fake.with_unit(|u| u.rtaddr = root);
     let frames = fake.frames_given();
     let e = VtdUnit::take_over(&fake, &mut ctx, UNIT, CONFIG).expect_err("scalable");
-    assert_eq!(e, UnitError::Mode { unit: UNIT, root });
+    assert_eq!(e, UnitError::Mode { unit: UNIT, root, configured: Mode::Legacy });
     assert_eq!(fake.frames_given(), frames);
     assert!(fake.with_unit(|u| u.status.tes()));
 }
