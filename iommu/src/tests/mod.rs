@@ -3,6 +3,8 @@
 mod attach;
 mod map;
 mod model;
+mod pasid;
+mod random;
 mod scalable;
 mod tables;
 mod unit;
