@@ -1,6 +1,7 @@
 //! Tests of the driver on the fake machine.
 
 mod attach;
+mod import;
 mod map;
 mod model;
 mod pasid;
