@@ -198,9 +198,14 @@ wire! {
     pub struct Domain (40) {
         /// The name under which the next kernel retrieves it.
         token: u64,
-        /// Physical address of the top table.
+        /// Physical address of the top table. For a first stage below a second one (nested) too: the PASID entry then holds
+        /// the address that the parent translates to this one.
         top_table: u64,
-        /// XXH64 of the table frames, in the order of its [`DomainTables`] records.
+        /// XXH64 of the table frames, in the order of its [`DomainTables`] records, with the bits cleared that hardware
+        /// writes on its own after the seal. [`domain_format::FIRST_STAGE`]: bits 5 and 6 (A, D) of every word.
+        /// [`domain_format::SECOND_STAGE`]: bits 8 and 9 (A, D) of every word when the entry of an [`Attachment`] that names
+        /// the domain, as `domain` or as `parent`, has SSADE; none otherwise. Extended accessed bits are not provided for:
+        /// a PASID entry with EAFE is not preserved.
         digest: u64,
         /// Number of table frames.
         table_frames: u64,
