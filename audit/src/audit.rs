@@ -65,6 +65,7 @@ pub fn audit<I: Image + ?Sized>(
     audit.units()?;
     audit.domain_ids();
     audit.entries();
+    audit.attachments();
     audit.unit_digests();
     audit.domains()?;
     Ok(audit.sink.report())

@@ -8,13 +8,21 @@ use crate::error::Unreadable;
 use crate::finding::{Finding, Invariant, RecordKind, What};
 use crate::handover::{Counts, Handover, Located, Record};
 use crate::image::Image;
-use crate::index::{Index, Parts, Range, Region, Run, alias_of, known_region, requester_of, run_of};
+use crate::index::{
+    Attached, Index, Parts, Range, Region, Run, alias_of, known_region, requester_of, run_of,
+};
+use crate::index::{attachment_key, pasid_slot, use_flags};
 use crate::index::{requester_with, source_key, word_offset};
+use crate::mode::Mode;
 use crate::report::Sink;
 use crate::scratch::List;
-use spec::handover::{self as wire};
+use spec::handover::{self as wire, pasid_tables_kind};
 use spec::regs::RootAddr;
+use spec::scalable::PasidEntry;
 use spec::{Extent, PAGE_SIZE, PhysAddr, Segment, UnitId};
+
+/// PASIDs are numbers of 20 bits.
+const PASIDS: u32 = 1 << 20;
 
 /// The unit that a record names.
 pub(crate) fn unit_id(unit: &wire::Unit) -> UnitId {
@@ -39,11 +47,12 @@ pub(crate) fn collect<'s, I: Image + ?Sized>(
     for located in handover.records() {
         collector.take(&located?);
     }
-    // Aliases refer to requesters that may come later: a second pass over them alone.
-    collector.aliases(handover)?;
+    // What refers to requesters that may come later: a second pass over it alone.
+    collector.dependents(handover)?;
     collector.tokens(handover)?;
     let index = collector.parts.finish();
     duplicates(&index, handover, sink);
+    halves(&index, handover, sink);
     Ok(index)
 }
 
@@ -105,7 +114,11 @@ impl Collector<'_, '_, '_> {
                 }
                 None => self.found(at, What::BadRange(RecordKind::Container)),
             },
-            Record::Release(_) | Record::Alias(_) | Record::Unknown { .. } => {}
+            Record::Release(_)
+            | Record::Alias(_)
+            | Record::PasidTables(_)
+            | Record::Attachment(_)
+            | Record::Unknown { .. } => {}
         }
     }
 
@@ -131,10 +144,10 @@ impl Collector<'_, '_, '_> {
         };
         let unit = u64::from(table.unit) << 40;
         self.parts.contexts.push(unit | offset);
-        if table.half == 0 {
-            self.parts.buses.push(unit | u64::from(table.bus) << 32 | offset);
-        } else {
-            self.found(at, What::HalfUnsupported { half: table.half });
+        // Other halves are reported when the unit's mode is known.
+        if table.half <= 1 {
+            let half = u64::from(table.half) << 31;
+            self.parts.buses.push(unit | u64::from(table.bus) << 32 | half | offset);
         }
         self.parts.runs.push(Run { start, end, owner: run_of::CONTEXT, bit: 0 });
     }
@@ -172,33 +185,116 @@ impl Collector<'_, '_, '_> {
         self.parts.requesters.push(offset);
         let unit = self.refers(at, RecordKind::Requester, RecordKind::Unit, requester.unit);
         if self.refers(at, RecordKind::Requester, RecordKind::Domain, requester.domain) {
-            let user = usize::try_from(requester.domain).ok().and_then(|at| self.parts.users.get_mut(at));
-            if let Some(user) = user.filter(|user| **user == 0) {
-                *user = ordinal.saturating_add(1);
-            }
+            self.used(requester.domain, ordinal);
         }
         if unit {
             self.parts.sources.push(source_key(requester_of(requester)) << 32 | ordinal);
         }
     }
 
-    fn aliases<I: Image + ?Sized>(&mut self, handover: &Handover<'_, I>) -> Result<(), Unreadable> {
+    /// Notes the first requester that uses a domain.
+    fn used(&mut self, domain: u32, requester: u64) {
+        let user = usize::try_from(domain).ok().and_then(|at| self.parts.users.get_mut(at));
+        if let Some(user) = user.filter(|user| **user == 0) {
+            *user = requester.saturating_add(1);
+        }
+    }
+
+    /// Aliases, PASID structures and attachments.
+    fn dependents<I: Image + ?Sized>(&mut self, handover: &Handover<'_, I>) -> Result<(), Unreadable> {
         for located in handover.records() {
             let located = located?;
-            let Record::Alias(alias) = located.record else { continue };
-            if !self.refers(located.at, RecordKind::Alias, RecordKind::Requester, alias.requester) {
+            let (from, requester) = match &located.record {
+                Record::Alias(alias) => (RecordKind::Alias, alias.requester),
+                Record::PasidTables(run) => (RecordKind::PasidTables, run.requester),
+                Record::Attachment(attachment) => (RecordKind::Attachment, attachment.requester),
+                _ => continue,
+            };
+            if !self.refers(located.at, from, RecordKind::Requester, requester) {
                 continue;
             }
-            let offset = usize::try_from(alias.requester).ok().and_then(|at| self.parts.requesters.get(at));
-            let at = offset.map(|offset| self.start.plus(offset.saturating_mul(8)));
-            let Some(Record::Requester(owner)) = at.and_then(|at| handover.record_at(at)) else { continue };
-            // An alias of a requester whose own references are bad is left out with it.
-            if u64::from(owner.unit) < self.counts.units {
-                let key = source_key(alias_of(&alias, &owner));
-                self.parts.sources.push(key << 32 | u64::from(alias.requester));
+            let record = |list: &List<'_, u64>, ordinal: u32| {
+                let offset = usize::try_from(ordinal).ok().and_then(|at| list.get(at))?;
+                handover.record_at(self.start.plus(offset.saturating_mul(8)))
+            };
+            let Some(Record::Requester(owner)) = record(&self.parts.requesters, requester) else { continue };
+            // What belongs to a requester whose own references are bad is left out with it.
+            let Some(Record::Unit(unit)) = record(&self.parts.units, owner.unit) else { continue };
+            if let Record::Alias(alias) = &located.record {
+                let key = source_key(alias_of(alias, &owner));
+                self.parts.sources.push(key << 32 | u64::from(requester));
+                continue;
+            }
+            if Mode::of(RootAddr::from_raw(unit.root)) != Some(Mode::Scalable) {
+                self.found(located.at, What::PasidInLegacyMode);
+                continue;
+            }
+            let offset = word_offset(self.start, &located);
+            match &located.record {
+                Record::PasidTables(run) => self.pasid_tables(located.at, offset, run, owner.unit),
+                Record::Attachment(attachment) => self.attachment(located.at, offset, attachment),
+                _ => {}
             }
         }
         Ok(())
+    }
+
+    fn pasid_tables(&mut self, at: PhysAddr, offset: u64, run: &wire::PasidTables, unit: u32) {
+        let directory = run.kind == pasid_tables_kind::DIRECTORY;
+        let known = directory || run.kind == pasid_tables_kind::TABLE;
+        let fits = if directory {
+            run.first_pasid == 0
+        } else {
+            run.bytes == PAGE_SIZE && run.first_pasid % 64 == 0 && run.first_pasid < PASIDS
+        };
+        let Some((start, end)) = frames(run.start, run.bytes).filter(|_| known && fits) else {
+            self.found(at, What::BadRange(RecordKind::PasidTables));
+            return;
+        };
+        let requester = u64::from(run.requester);
+        self.parts.pasid_runs.push(u64::from(unit) << 40 | offset);
+        self.parts.pasid_slots.push(requester << 40 | pasid_slot(run) << 24 | offset);
+        let of = if directory { run_of::PASID_DIRECTORY } else { run_of::PASID_TABLE };
+        self.parts.runs.push(Run { start, end, owner: requester << 8 | of, bit: 0 });
+    }
+
+    fn attachment(&mut self, at: PhysAddr, offset: u64, attachment: &wire::Attachment) {
+        if attachment.pasid >= PASIDS {
+            self.found(at, What::NoPasidTable { pasid: attachment.pasid });
+            return;
+        }
+        let key = attachment_key(attachment.requester, attachment.pasid);
+        self.parts.attachments.push(Attached { key, offset });
+        let entry = PasidEntry::from_raw(attachment.entry);
+        let mut flags = 0;
+        if entry.ssade() {
+            flags |= use_flags::DIRTY;
+        }
+        if entry.ssee() {
+            flags |= use_flags::EXECUTE;
+        }
+        if self.refers(at, RecordKind::Attachment, RecordKind::Domain, attachment.domain) {
+            let below = u64::from(attachment.parent).saturating_add(1);
+            self.used(attachment.domain, attachment.requester.into());
+            self.uses(at, attachment.domain, below, flags);
+        }
+        let Some(parent) = attachment.parent.checked_sub(1) else { return };
+        if self.refers(at, RecordKind::Attachment, RecordKind::Domain, parent) {
+            self.used(parent, attachment.requester.into());
+            self.uses(at, parent, 0, flags);
+        }
+    }
+
+    /// Notes what an attachment says about a domain; `below` as in [`crate::index::Use::parent`], 0 for nothing.
+    fn uses(&mut self, at: PhysAddr, domain: u32, below: u64, flags: u64) {
+        let place = usize::try_from(domain).ok().and_then(|at| self.parts.uses.get_mut(at));
+        let Some(noted) = place else { return };
+        noted.flags |= flags;
+        if noted.parent == 0 {
+            noted.parent = below;
+        } else if below != 0 && noted.parent != below {
+            self.found(at, What::ParentsDiffer);
+        }
     }
 
     /// Tokens that name two things of one kind.
@@ -248,7 +344,7 @@ fn may_share(a: &wire::RequesterRecord, b: &wire::RequesterRecord) -> bool {
 /// Records that speak of the same thing, found as neighbours in the sorted lists.
 fn duplicates<I: Image + ?Sized>(index: &Index<'_>, handover: &Handover<'_, I>, sink: &mut Sink<'_>) {
     let reader = crate::index::Reader { handover: *handover, index: *index };
-    for (_, word) in twins(index.buses, 32) {
+    for (_, word) in twins(index.buses, 31) {
         let Some((at, table)) = reader.context_table(word) else { continue };
         let unit = reader.unit(table.unit).map(|(_, unit)| unit_id(&unit));
         let what = What::RecordTwice(RecordKind::ContextTable);
@@ -263,12 +359,34 @@ fn duplicates<I: Image + ?Sized>(index: &Index<'_>, handover: &Handover<'_, I>, 
             sink.found(Finding { requester: Some(requester), ..about(PhysAddr::new(at), what) });
         }
     }
+    for (_, word) in twins(index.pasid_slots, 24) {
+        let Some((at, _)) = reader.pasid_tables(word) else { continue };
+        sink.found(about(PhysAddr::new(at), What::RecordTwice(RecordKind::PasidTables)));
+    }
+    for (first, second) in index.attachments.iter().zip(index.attachments.iter().skip(1)) {
+        let Some((at, _)) = reader.attachment(second.offset).filter(|_| first.key == second.key) else {
+            continue;
+        };
+        sink.found(about(PhysAddr::new(at), What::RecordTwice(RecordKind::Attachment)));
+    }
     // Few units: each with those before it.
     let units = || (0u32..).take(index.units.len()).filter_map(|ordinal| reader.unit(ordinal));
     for (n, (at, unit)) in units().enumerate() {
         if units().take(n).any(|(_, other)| unit_id(&other) == unit_id(&unit)) {
             let what = What::RecordTwice(RecordKind::Unit);
             sink.found(Finding { unit: Some(unit_id(&unit)), ..about(PhysAddr::new(at), what) });
+        }
+    }
+}
+
+/// Context tables of a half that their unit's mode does not have.
+fn halves<I: Image + ?Sized>(index: &Index<'_>, handover: &Handover<'_, I>, sink: &mut Sink<'_>) {
+    let reader = crate::index::Reader { handover: *handover, index: *index };
+    for &word in index.contexts {
+        let Some((at, table)) = reader.context_table(word) else { continue };
+        let mode = reader.unit(table.unit).and_then(|(_, unit)| Mode::of(RootAddr::from_raw(unit.root)));
+        if table.half >= mode.map_or(2, Mode::halves) {
+            sink.found(about(PhysAddr::new(at), What::HalfUnsupported { half: table.half }));
         }
     }
 }

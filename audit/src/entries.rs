@@ -1,31 +1,32 @@
 //! The context entries of preserved requesters and their aliases, as hardware reads them (I1, I3, I4), and the domain
-//! ids in records and entries (I5).
+//! ids in records and entries (I5). What is particular to scalable mode is in [`crate::scalable`].
 
 use crate::audit::{Audit, UnitState};
 use crate::collect::unit_id;
 use crate::finding::{Finding, Invariant, Item, What};
 use crate::image::Image;
 use crate::index::requester_of;
+use crate::mode::{BEYOND_ADDRESS, Mode, word_addresses};
 use spec::context::{ContextEntry, TranslationType};
-use spec::handover::{Domain, RequesterRecord, Unit};
+use spec::handover::{Domain, DomainIdUse, RequesterRecord, Unit};
+use spec::regs::RootAddr;
 use spec::{Requester, SourceId, UnitId};
 
-/// Bits of an address that no host has: entries hold 52 at most.
-const BEYOND_ADDRESS: u64 = 0xfff << 52;
-
 /// Everything that is known of one source-id of a preserved requester.
-struct Subject {
+pub(crate) struct Subject {
     /// The source-id whose entry is looked at.
-    requester: Requester,
-    /// The requester that it belongs to.
-    record: RequesterRecord,
+    pub(crate) requester: Requester,
+    /// Ordinal of the requester that it belongs to.
+    pub(crate) ordinal: u32,
+    /// The record of that requester.
+    pub(crate) record: RequesterRecord,
     unit: Unit,
     domain: Option<Domain>,
 }
 
 impl Subject {
     /// A finding about it.
-    fn finding(&self, invariant: Invariant, at: u64, what: What) -> Finding {
+    pub(crate) fn finding(&self, invariant: Invariant, at: u64, what: What) -> Finding {
         let (requester, unit) = (Some(self.requester), Some(unit_id(&self.unit)));
         Finding { invariant, requester, domain: self.domain.map(|domain| domain.token), unit, at, what }
     }
@@ -89,52 +90,64 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
             let source = SourceId::from_raw(u16::try_from(word >> 32 & 0xffff).unwrap_or_default());
             let requester = Requester::new(requester_of(&record).segment, source);
             let domain = self.reader.domain(record.domain).map(|(_, domain)| domain);
-            let subject = Subject { requester, record, unit, domain };
+            let subject = Subject { requester, ordinal, record, unit, domain };
             self.sink.checked(Invariant::I4, 1);
             if record.segment != unit.segment {
                 self.sink.found(subject.finding(Invariant::I4, at, What::WrongSegment));
                 continue;
             }
-            if self.index().context_of(record.unit, source.bus()).is_none() {
+            let mode = Mode::of(RootAddr::from_raw(unit.root)).unwrap_or(Mode::Legacy);
+            let half = mode.half(source.devfn());
+            if self.index().context_of(record.unit, source.bus(), half).is_none() {
                 self.sink.found(subject.finding(Invariant::I4, at, What::NoContextTable));
             }
             if let Some(state) = self.state(record.unit) {
-                self.live_entry(&subject, &state, at);
+                self.live_entry(&subject, &state, mode, at);
             }
         }
     }
 
     /// The entry that hardware reads for this source-id.
-    fn live_entry(&mut self, subject: &Subject, state: &UnitState, record_at: u64) {
-        if state.root.ttm() != 0 {
+    fn live_entry(&mut self, subject: &Subject, state: &UnitState, mode: Mode, record_at: u64) {
+        if Mode::of(state.root) != Some(mode) {
             return;
         }
         let source = subject.requester.source;
-        let table = self.live_context_table(state, source.bus());
-        let at = table.and_then(|table| table.checked_add(u64::from(source.devfn()).saturating_mul(16)));
-        let mut words = [0; 2];
-        let read = at.is_some_and(|at| self.image.read(at, &mut words).is_ok());
+        let table = self.live_context_table(state, source.bus(), mode.half(source.devfn()));
+        let at = table.and_then(|table| mode.entry_at(table, source.devfn()));
+        let mut words = [0; 4];
+        let entry = words.get_mut(..mode.entry_words()).unwrap_or_default();
+        let read = at.is_some_and(|at| self.image.read(at, entry).is_ok());
         let at = at.map_or(record_at, |at| at.get());
-        let entry = ContextEntry::from_raw(words);
-        self.sink.checked(Invariant::I4, 2);
-        if !read || !entry.present() {
+        let [low, high, ..] = words;
+        self.sink.checked(Invariant::I4, mode.entry_words() as u64);
+        if !read || low & 1 == 0 {
             self.work.suspect(subject.record.unit, subject.requester);
             self.sink.found(subject.finding(Invariant::I4, at, What::EntryNotPresent));
             return;
         }
-        let ([sealed_low, sealed_high], [low, high]) = (subject.record.context, words);
-        let halves = [
-            (at, Item::ContextEntryLow, sealed_low, low),
-            (at.saturating_add(8), Item::ContextEntryHigh, sealed_high, high),
+        let ([first, second], [third, fourth]) = (subject.record.context, subject.record.context_high);
+        let items = [
+            Item::ContextEntryLow,
+            Item::ContextEntryHigh,
+            Item::ContextEntryWord(2),
+            Item::ContextEntryWord(3),
         ];
-        for (at, item, sealed, found) in halves {
+        let found = items.into_iter().zip([first, second, third, fourth]).zip(words).take(mode.entry_words());
+        for (((item, sealed), found), word_at) in found.zip(word_addresses(at)) {
             if sealed != found {
                 self.work.suspect(subject.record.unit, subject.requester);
-                self.sink.found(subject.finding(Invariant::I4, at, What::Differs { item, sealed, found }));
+                let what = What::Differs { item, sealed, found };
+                self.sink.found(subject.finding(Invariant::I4, word_at, what));
             }
         }
-        self.entry_format(subject, state, entry, at);
-        self.entry_domain(subject, entry, at);
+        if mode == Mode::Scalable {
+            self.scalable_entry(subject, state, words, at);
+        } else {
+            let entry = ContextEntry::from_raw([low, high]);
+            self.entry_format(subject, state, entry, at);
+            self.entry_domain(subject, entry, at);
+        }
     }
 
     /// Reserved bits, translation type, levels.
@@ -189,9 +202,7 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
             }
         }
         self.sink.checked(Invariant::I5, 1);
-        let ids =
-            self.index().ids_of(subject.record.domain).iter().filter_map(|&word| self.reader.domain_id(word));
-        let recorded = ids.map(|(_, id)| id).find(|id| id.unit == subject.record.unit);
+        let recorded = self.recorded_id(subject.record.domain, subject.record.unit);
         let found = entry.domain_id().0;
         match recorded {
             None => self.sink.found(subject.finding(Invariant::I5, at, What::DomainIdMissing)),
@@ -201,5 +212,11 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
             }
             Some(_) => {}
         }
+    }
+
+    /// The id recorded for a domain on a unit.
+    pub(crate) fn recorded_id(&self, domain: u32, unit: u32) -> Option<DomainIdUse> {
+        let ids = self.index().ids_of(domain).iter().filter_map(|&word| self.reader.domain_id(word));
+        ids.map(|(_, id)| id).find(|id| id.unit == unit)
     }
 }

@@ -98,6 +98,10 @@ pub enum Role {
     ContextTable,
     /// One of a domain's page tables.
     DomainTable,
+    /// A requester's PASID directory.
+    PasidDirectory,
+    /// A requester's PASID table.
+    PasidTable,
     /// The KHO tree.
     Fdt,
     /// A node of the map of preserved memory.
@@ -114,6 +118,8 @@ impl fmt::Display for Role {
             Self::RootTable => "root table",
             Self::ContextTable => "context table",
             Self::DomainTable => "page table",
+            Self::PasidDirectory => "PASID directory",
+            Self::PasidTable => "PASID table",
             Self::Fdt => "KHO tree",
             Self::MapNode => "map of preserved memory",
             Self::Records => "handover's records",
@@ -132,7 +138,7 @@ pub enum Item {
     Ecap,
     /// The root table address register.
     RootAddr,
-    /// Digest of a unit's root and context tables.
+    /// Digest of a unit's root and context tables, and in scalable mode of the PASID structures.
     UnitDigest,
     /// Digest of a domain's page tables.
     DomainDigest,
@@ -148,6 +154,20 @@ pub enum Item {
     Levels,
     /// Number of a domain's table frames.
     TableFrames,
+    /// A further word of a context entry in scalable mode, from 2.
+    ContextEntryWord(u8),
+    /// A word of a PASID entry, from 0.
+    PasidEntryWord(u8),
+    /// The PASID directory that a context entry points to.
+    PasidDirectory,
+    /// Length of a PASID directory in bytes, against the size in the context entry.
+    PasidDirectoryBytes,
+    /// The PASID table that a directory entry points to.
+    PasidTable,
+    /// The format of a domain's tables, against the stage that a PASID entry walks them in.
+    Format,
+    /// The domain of the PASID for requests without one, against the one of the requester.
+    DomainWithoutPasid,
 }
 
 impl fmt::Display for Item {
@@ -164,6 +184,13 @@ impl fmt::Display for Item {
             Self::TopTable => "the top table",
             Self::Levels => "the number of levels",
             Self::TableFrames => "the number of table frames",
+            Self::ContextEntryWord(word) => return write!(f, "word {word} of the context entry"),
+            Self::PasidEntryWord(word) => return write!(f, "word {word} of the PASID entry"),
+            Self::PasidDirectory => "the PASID directory pointer",
+            Self::PasidDirectoryBytes => "the PASID directory's length",
+            Self::PasidTable => "the PASID table pointer",
+            Self::Format => "the format of the page tables",
+            Self::DomainWithoutPasid => "the domain of requests without PASID",
         })
     }
 }
@@ -192,6 +219,10 @@ pub enum RecordKind {
     Alias,
     /// The frames of the handover itself.
     Container,
+    /// A run of a requester's PASID structures.
+    PasidTables,
+    /// One PASID of a requester.
+    Attachment,
 }
 
 impl fmt::Display for RecordKind {
@@ -207,6 +238,8 @@ impl fmt::Display for RecordKind {
             Self::Requester => "requester",
             Self::Alias => "alias",
             Self::Container => "container",
+            Self::PasidTables => "PASID tables",
+            Self::Attachment => "attachment",
         })
     }
 }
@@ -355,7 +388,7 @@ pub enum What {
     },
     /// Two records speak of the same unit, requester or alias, or of the same bus of a unit.
     RecordTwice(RecordKind),
-    /// A context table half other than the first, in legacy mode.
+    /// A context table half that the unit's mode does not have.
     HalfUnsupported {
         /// The half.
         half: u8,
@@ -416,6 +449,58 @@ pub enum What {
     },
     /// A part of the container lies in scratch memory.
     ContainerInScratch(Role),
+    /// An entry of a PASID directory is present, but the handover has no table for it.
+    PasidTableNotListed {
+        /// The first PASID that the entry stands for.
+        first_pasid: u32,
+    },
+    /// A PASID entry is present, but the handover has no attachment for it.
+    PasidNotListed {
+        /// The PASID.
+        pasid: u32,
+    },
+    /// A preserved PASID has no present entry.
+    PasidNotPresent {
+        /// The PASID.
+        pasid: u32,
+    },
+    /// A preserved PASID whose table is not in the handover, or that the directory has no room for.
+    NoPasidTable {
+        /// The PASID; of a table the first one.
+        pasid: u32,
+    },
+    /// A requester in scalable mode without a PASID directory in the handover.
+    NoPasidDirectory,
+    /// A PASID that requests without PASID take, without an attachment.
+    NoAttachment {
+        /// The PASID.
+        pasid: u32,
+    },
+    /// PASID structures of a requester whose unit is in legacy mode.
+    PasidInLegacyMode,
+    /// A nested entry without a second-stage domain, or another one with it.
+    ParentWrong {
+        /// The PASID.
+        pasid: u32,
+    },
+    /// A domain's tables are walked below different second stages, or with and without one.
+    ParentsDiffer,
+    /// The entry lets hardware write extended accessed bits, which no digest provides for.
+    ExtendedAccess,
+    /// A pointer to a first-stage table that the second stage does not translate.
+    TableBeyondParent {
+        /// The pointer.
+        table: u64,
+        /// Level of the table, from 0.
+        level: u8,
+    },
+    /// A first-stage leaf whose first or last page the second stage does not translate.
+    LeafBeyondParent {
+        /// First address that the device would use.
+        iova: u64,
+        /// What the leaf gives to the second stage.
+        output: u64,
+    },
 }
 
 impl fmt::Display for What {
@@ -486,7 +571,7 @@ impl fmt::Display for What {
             Self::TokenTwice { kind, token } => write!(f, "token {token:#x} names two {kind} records"),
             Self::RecordTwice(kind) => write!(f, "two {kind} records speak of the same thing"),
             Self::HalfUnsupported { half } => {
-                write!(f, "context table half {half} does not exist in legacy mode")
+                write!(f, "context table half {half} does not exist in the unit's mode")
             }
             Self::DomainIdZero => f.write_str("domain id 0 must not be used"),
             Self::DomainIdTooLarge { id, limit } => write!(f, "domain id {id} is not below {limit}"),
@@ -508,6 +593,45 @@ impl fmt::Display for What {
             }
             Self::RegionInScratch { region } => write!(f, "region {region:#x} reaches into scratch memory"),
             Self::ContainerInScratch(role) => write!(f, "the {role} lies in scratch memory"),
+            Self::PasidTableNotListed { first_pasid } => write!(
+                f,
+                "the entry for PASIDs from {first_pasid:#x} on is present, but their table was not handed over"
+            ),
+            Self::PasidNotListed { pasid } => {
+                write!(f, "the entry of PASID {pasid:#x} is present, but that PASID was not preserved")
+            }
+            Self::PasidNotPresent { pasid } => {
+                write!(f, "the entry of the preserved PASID {pasid:#x} is not present")
+            }
+            Self::NoPasidTable { pasid } => write!(
+                f,
+                "the table of PASID {pasid:#x} was not handed over, or the directory has no room for it"
+            ),
+            Self::NoPasidDirectory => f.write_str("the requester's PASID directory was not handed over"),
+            Self::NoAttachment { pasid } => {
+                write!(f, "requests without PASID take PASID {pasid:#x}, which was not preserved")
+            }
+            Self::PasidInLegacyMode => {
+                f.write_str("the requester's unit is in legacy mode and has no PASIDs")
+            }
+            Self::ParentWrong { pasid } => write!(
+                f,
+                "the second-stage domain recorded for PASID {pasid:#x} does not fit the entry's translation type"
+            ),
+            Self::ParentsDiffer => {
+                f.write_str("the domain is attached below different second stages, or with and without one")
+            }
+            Self::ExtendedAccess => {
+                f.write_str("hardware would write extended accessed bits: clear EAFE before preserving")
+            }
+            Self::TableBeyondParent { table, level } => write!(
+                f,
+                "the entry leads to a level-{level} table at {table:#x} that the second stage does not translate"
+            ),
+            Self::LeafBeyondParent { iova, output } => write!(
+                f,
+                "the leaf at IOVA {iova:#x} gives {output:#x}, which the second stage does not translate"
+            ),
         }
     }
 }

@@ -8,9 +8,9 @@ use crate::error::Unreadable;
 use crate::image::{self, FRAME_WORDS, Image};
 use core::mem::size_of;
 use spec::handover::{
-    Alias, Container, ContextTable, Domain, DomainIdUse, DomainTables, Header, MAGIC, MAX_BYTES,
-    OLDEST_READABLE, RecordHeader, Region, Release, RequesterRecord, SUBNODE, Scratch, Unit, VERSION, kind,
-    least_body,
+    Alias, Attachment, Container, ContextTable, Domain, DomainIdUse, DomainTables, Header, MAGIC, MAX_BYTES,
+    OLDEST_READABLE, PasidTables, RecordHeader, Region, Release, RequesterRecord, SUBNODE, Scratch, Unit,
+    VERSION, kind, least_body,
 };
 use spec::kho::Root;
 use spec::xxh64::Hasher;
@@ -48,6 +48,10 @@ pub enum Record {
     Alias(Alias),
     /// The frames of the handover itself.
     Container(Container),
+    /// A run of a requester's PASID structures.
+    PasidTables(PasidTables),
+    /// One PASID of a requester.
+    Attachment(Attachment),
     /// A kind that this reader does not know.
     Unknown {
         /// The kind.
@@ -91,10 +95,16 @@ pub struct Counts {
     pub aliases: u64,
     /// [`Container`] records.
     pub containers: u64,
+    /// [`PasidTables`] records.
+    pub pasid_tables: u64,
+    /// [`Attachment`] records.
+    pub attachments: u64,
     /// Records of kinds that this reader does not know.
     pub unknown: u64,
     /// Frames that [`DomainTables`] records declare together; saturates.
     pub table_frames: u64,
+    /// Frames that [`PasidTables`] records declare together; saturates.
+    pub pasid_frames: u64,
 }
 
 impl Counts {
@@ -115,6 +125,11 @@ impl Counts {
             Record::Requester(_) => &mut self.requesters,
             Record::Alias(_) => &mut self.aliases,
             Record::Container(_) => &mut self.containers,
+            Record::PasidTables(run) => {
+                self.pasid_frames = self.pasid_frames.saturating_add(run.bytes / PAGE_SIZE);
+                &mut self.pasid_tables
+            }
+            Record::Attachment(_) => &mut self.attachments,
             Record::Unknown { .. } => &mut self.unknown,
         };
         *count = count.saturating_add(1);
@@ -315,6 +330,8 @@ impl<I: Image + ?Sized> Records<'_, I> {
             kind::REQUESTER => Record::Requester(self.body(header.kind, bytes)?),
             kind::ALIAS => Record::Alias(self.body(header.kind, bytes)?),
             kind::CONTAINER => Record::Container(self.body(header.kind, bytes)?),
+            kind::PASID_TABLES => Record::PasidTables(self.body(header.kind, bytes)?),
+            kind::ATTACHMENT => Record::Attachment(self.body(header.kind, bytes)?),
             kind => Record::Unknown { kind },
         };
         Ok(Located { at, bytes, record })

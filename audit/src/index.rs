@@ -8,7 +8,8 @@ use crate::handover::{Handover, Located, Record};
 use crate::image::Image;
 use crate::scratch::List;
 use spec::handover::{
-    Alias, ContextTable, Domain, DomainIdUse, DomainTables, RequesterRecord, Unit, region_kind,
+    Alias, Attachment, ContextTable, Domain, DomainIdUse, DomainTables, PasidTables, RequesterRecord, Unit,
+    pasid_tables_kind, region_kind,
 };
 use spec::{PAGE_SIZE, PhysAddr, Requester, SourceId};
 use zerocopy::{FromBytes, IntoBytes};
@@ -65,7 +66,7 @@ row! {
         start,
         /// The frame number after the last.
         end,
-        /// One of [`run_of`]; for page tables with the domain's ordinal above.
+        /// One of [`run_of`]; for page tables with the domain's ordinal above, for PASID structures the requester's.
         owner,
         /// Number of the first frame's bit in the bitmap of visited tables.
         bit,
@@ -84,12 +85,43 @@ row! {
     }
 }
 
+row! {
+    /// An attachment.
+    Attached {
+        /// Requester `<< 20`, PASID.
+        key,
+        /// Offset of its record.
+        offset,
+    }
+}
+
+row! {
+    /// What attachments say about a domain.
+    Use {
+        /// 0 when no attachment leads to it, 1 when its tables are walked alone, else the ordinal of the second stage's
+        /// domain plus two.
+        parent,
+        /// See [`use_flags`].
+        flags,
+    }
+}
+
+/// [`Use::flags`].
+pub(crate) mod use_flags {
+    /// Hardware keeps accessed and dirty bits in second-stage entries.
+    pub(crate) const DIRTY: u64 = 1;
+    /// Execute bits of second-stage entries count.
+    pub(crate) const EXECUTE: u64 = 2;
+}
+
 /// What a [`Run`] holds, in the low byte of its owner.
 pub(crate) mod run_of {
     pub(crate) const ROOT: u64 = 0;
     pub(crate) const CONTEXT: u64 = 1;
     pub(crate) const DOMAIN: u64 = 2;
     pub(crate) const CONTAINER: u64 = 3;
+    pub(crate) const PASID_DIRECTORY: u64 = 4;
+    pub(crate) const PASID_TABLE: u64 = 5;
 }
 
 impl Run {
@@ -97,12 +129,19 @@ impl Run {
     pub(crate) fn domain(&self) -> Option<u32> {
         (self.owner & 0xff == run_of::DOMAIN).then(|| u32::try_from(self.owner >> 8).ok()).flatten()
     }
+    /// The ordinal of the requester whose PASID structures these are.
+    pub(crate) fn requester(&self) -> Option<u32> {
+        let pasids = matches!(self.owner & 0xff, run_of::PASID_DIRECTORY | run_of::PASID_TABLE);
+        pasids.then(|| u32::try_from(self.owner >> 8).ok()).flatten()
+    }
     /// Their role.
     pub(crate) const fn role(&self) -> crate::finding::Role {
         match self.owner & 0xff {
             run_of::ROOT => crate::finding::Role::RootTable,
             run_of::CONTEXT => crate::finding::Role::ContextTable,
             run_of::CONTAINER => crate::finding::Role::Container,
+            run_of::PASID_DIRECTORY => crate::finding::Role::PasidDirectory,
+            run_of::PASID_TABLE => crate::finding::Role::PasidTable,
             _ => crate::finding::Role::DomainTable,
         }
     }
@@ -116,12 +155,16 @@ pub(crate) struct Parts<'s> {
     pub(crate) buses: List<'s, u64>,
     pub(crate) domains: List<'s, u64>,
     pub(crate) users: &'s mut [u64],
+    pub(crate) uses: &'s mut [Use],
     pub(crate) requesters: List<'s, u64>,
     pub(crate) sources: List<'s, u64>,
     pub(crate) tables: List<'s, u64>,
     pub(crate) ids_by_unit: List<'s, u64>,
     pub(crate) ids_by_domain: List<'s, u64>,
     pub(crate) tokens: List<'s, u64>,
+    pub(crate) pasid_runs: List<'s, u64>,
+    pub(crate) pasid_slots: List<'s, u64>,
+    pub(crate) attachments: List<'s, Attached>,
     pub(crate) regions: List<'s, Region>,
     pub(crate) targets: List<'s, Target>,
     pub(crate) scratch: List<'s, Range>,
@@ -147,6 +190,10 @@ impl<'s> Parts<'s> {
             buses: self.buses.into_sorted(),
             domains: self.domains.into_slice(),
             users: self.users,
+            uses: self.uses,
+            pasid_runs: self.pasid_runs.into_sorted(),
+            pasid_slots: self.pasid_slots.into_sorted(),
+            attachments: self.attachments.into_sorted(),
             requesters: self.requesters.into_slice(),
             sources: self.sources.into_sorted(),
             tables: self.tables.into_sorted(),
@@ -169,12 +216,20 @@ pub(crate) struct Index<'s> {
     pub(crate) states: &'s [u64],
     /// Context tables: unit `<< 40`, offset. In the order recorded within one unit.
     pub(crate) contexts: &'s [u64],
-    /// Context tables: unit `<< 40`, bus `<< 32`, offset.
+    /// Context tables: unit `<< 40`, bus `<< 32`, half `<< 31`, offset.
     pub(crate) buses: &'s [u64],
     /// Offset of each domain record, by ordinal.
     pub(crate) domains: &'s [u64],
     /// By domain ordinal: ordinal of the first requester that uses it, plus one; 0 for none.
     pub(crate) users: &'s [u64],
+    /// By domain ordinal: what attachments say about it.
+    pub(crate) uses: &'s [Use],
+    /// Runs of PASID structures: unit `<< 40`, offset. In the order recorded within one unit.
+    pub(crate) pasid_runs: &'s [u64],
+    /// The same by what they hold: requester `<< 40`, [`pasid_slot`] `<< 24`, offset.
+    pub(crate) pasid_slots: &'s [u64],
+    /// Attachments by requester and PASID.
+    pub(crate) attachments: &'s [Attached],
     /// Offset of each requester record, by ordinal.
     pub(crate) requesters: &'s [u64],
     /// Requesters and aliases: segment `<< 48`, source `<< 32`, ordinal of the requester.
@@ -220,9 +275,29 @@ impl<'s> Index<'s> {
     pub(crate) fn contexts_of(&self, unit: u32) -> &'s [u64] {
         group(self.contexts, u64::from(unit), 40)
     }
-    /// The first context table record of a bus.
-    pub(crate) fn context_of(&self, unit: u32, bus: u8) -> Option<u64> {
-        group(self.buses, u64::from(unit) << 8 | u64::from(bus), 32).first().copied()
+    /// The first context table record of a bus, or of half a bus.
+    pub(crate) fn context_of(&self, unit: u32, bus: u8, half: u8) -> Option<u64> {
+        let key = u64::from(unit) << 9 | u64::from(bus) << 1 | u64::from(half);
+        group(self.buses, key, 31).first().copied()
+    }
+    /// PASID structures of a unit's requesters in the order recorded.
+    pub(crate) fn pasid_runs_of(&self, unit: u32) -> &'s [u64] {
+        group(self.pasid_runs, u64::from(unit), 40)
+    }
+    /// The first record of a requester's PASID directory, or of one of its PASID tables.
+    pub(crate) fn pasid_run(&self, requester: u32, slot: u64) -> Option<u64> {
+        group(self.pasid_slots, u64::from(requester) << 16 | slot, 24).first().copied()
+    }
+    /// The first attachment of a PASID, as a word to be read.
+    pub(crate) fn attachment(&self, requester: u32, pasid: u32) -> Option<u64> {
+        let key = attachment_key(requester, pasid);
+        let first = self.attachments.partition_point(|attached| attached.key < key);
+        self.attachments.get(first).filter(|attached| attached.key == key).map(|attached| attached.offset)
+    }
+    /// What attachments say about a domain.
+    pub(crate) fn use_of(&self, domain: u32) -> Use {
+        let none = Use { parent: 0, flags: 0 };
+        usize::try_from(domain).ok().and_then(|at| self.uses.get(at)).copied().unwrap_or(none)
     }
     /// Ordinal of the requester to which this source-id belongs.
     pub(crate) fn owner(&self, requester: Requester) -> Option<u32> {
@@ -256,6 +331,28 @@ impl<'s> Index<'s> {
         let next = self.scratch.partition_point(|range| range.start < end);
         next.checked_sub(1).and_then(|last| self.scratch.get(last)).is_some_and(|range| start < range.end)
     }
+}
+
+impl Use {
+    /// The ordinal of the domain whose second stage the tables are walked below.
+    pub(crate) fn parent(&self) -> Option<u32> {
+        u32::try_from(self.parent.checked_sub(2)?).ok()
+    }
+}
+
+/// What a run of PASID structures holds: 0 the directory, `n + 1` the table of its `n`-th entry.
+pub(crate) fn pasid_slot(run: &PasidTables) -> u64 {
+    if run.kind == pasid_tables_kind::DIRECTORY { 0 } else { table_slot(run.first_pasid) }
+}
+
+/// The slot of the table that holds this PASID.
+pub(crate) fn table_slot(pasid: u32) -> u64 {
+    u64::from(pasid >> 6).saturating_add(1)
+}
+
+/// Key of an [`Attached`].
+pub(crate) fn attachment_key(requester: u32, pasid: u32) -> u64 {
+    u64::from(requester) << 20 | u64::from(pasid)
 }
 
 /// Segment and source of a requester as the upper half of a packed word.
@@ -311,6 +408,10 @@ impl<I: Image + ?Sized> Reader<'_, '_, I> {
         tables -> DomainTables(DomainTables);
         /// The domain id of a packed word, and its record's address.
         domain_id -> DomainId(DomainIdUse);
+        /// The PASID structures of a packed word, and their record's address.
+        pasid_tables -> PasidTables(PasidTables);
+        /// The attachment at an offset, and its record's address.
+        attachment -> Attachment(Attachment);
     }
     /// Token of a domain; 0 when its record cannot be read.
     pub(crate) fn token(&self, domain: u32) -> u64 {

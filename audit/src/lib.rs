@@ -36,7 +36,11 @@ mod image;
 mod index;
 pub mod kho;
 mod memory;
+mod mode;
+mod nested;
+mod pasids;
 mod report;
+mod scalable;
 mod scratch;
 mod units;
 

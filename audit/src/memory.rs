@@ -5,6 +5,7 @@ use crate::audit::Audit;
 use crate::error::Unreadable;
 use crate::finding::{Invariant, Role, What};
 use crate::image::Image;
+use crate::index::Run;
 use crate::report::add;
 use spec::handover::region_kind;
 use spec::{Frame, PAGE_SIZE, PhysAddr};
@@ -106,18 +107,22 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
     /// I1: declared tables share no frame, nor one of the container, which is given back one day. I3: none lies where
     /// devices may write.
     fn declared_tables(&mut self) -> Result<(), Unreadable> {
-        let mut furthest: Option<(u64, Role)> = None;
+        let mut furthest: Option<Run> = None;
         for run in self.index().runs {
             let at = Frame::new(run.start).start().get();
             let domain = run.domain().map(|domain| self.reader.token(domain));
             let role = run.role();
-            if let Some((_, other)) = furthest.filter(|(end, _)| run.start < *end) {
+            let overlapped = furthest.filter(|before| run.start < before.end && !self.shared(before, run));
+            if let Some(other) = overlapped.map(|before| before.role()) {
                 self.found_in(Invariant::I1, domain, at, What::TablesOverlap { role, other });
             }
-            if furthest.is_none_or(|(end, _)| run.end > end) {
-                furthest = Some((run.end, role));
+            if furthest.is_none_or(|before| run.end > before.end) {
+                furthest = Some(*run);
             }
-            if let Some(region) = self.index().region_overlapping(run.start, run.end) {
+            // Tables below a second stage are the guest's own and lie in its memory: what they reach is bounded by the parent.
+            let nested = run.domain().is_some_and(|domain| self.index().use_of(domain).parent().is_some());
+            let region = self.index().region_overlapping(run.start, run.end).filter(|_| !nested);
+            if let Some(region) = region {
                 self.found_in(Invariant::I3, domain, at, What::TableInRegion { role, region: region.token });
             }
             if role == Role::Container {
@@ -128,5 +133,15 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
             }
         }
         Ok(())
+    }
+
+    /// Whether two runs are the same PASID structure of requesters behind one bridge, whose context entries are one.
+    fn shared(&self, a: &Run, b: &Run) -> bool {
+        let context = |run: &Run| {
+            let (_, record) = self.reader.requester(run.requester()?)?;
+            Some((record.unit, record.context, record.context_high))
+        };
+        let same = (a.start, a.end, a.role()) == (b.start, b.end, b.role()) && a.owner != b.owner;
+        same && context(a).is_some() && context(a) == context(b)
     }
 }

@@ -42,8 +42,18 @@ pub struct Totals {
     pub kept_entries: u64,
     /// Present context entries that the cut-off will clear ([`Stage::Sealed`](crate::Stage) only).
     pub entries_to_cut_off: u64,
-    /// Present root entries that the cut-off will clear ([`Stage::Sealed`](crate::Stage) only).
+    /// Present root entries that the cut-off will clear ([`Stage::Sealed`](crate::Stage) only). In scalable mode each half
+    /// of an entry counts.
     pub root_entries_to_cut_off: u64,
+    /// PASID directories and tables that were walked.
+    pub pasid_tables: u64,
+    /// Present PASID entries of attachments that were handed over.
+    pub kept_pasids: u64,
+    /// Present PASID entries, of tables that stay, that the cut-off will clear ([`Stage::Sealed`](crate::Stage) only).
+    pub pasids_to_cut_off: u64,
+    /// Present entries of PASID directories that the cut-off will clear, each with all PASIDs of its table
+    /// ([`Stage::Sealed`](crate::Stage) only).
+    pub pasid_tables_to_cut_off: u64,
 }
 
 /// The result of an audit that could be carried out.
@@ -73,11 +83,12 @@ const fn words(invariant: Invariant) -> (bool, &'static str) {
     match invariant {
         Invariant::I1 => (
             true,
-            "root, context and page table frames are preserved, declared, well formed and reached once",
+            "root, context, PASID and page table frames are preserved, declared, well formed and reached once",
         ),
-        Invariant::I2 => {
-            (true, "present root and context entries belong to preserved requesters or go with the cut-off")
-        }
+        Invariant::I2 => (
+            true,
+            "present root, context and PASID entries belong to preserved requesters or go with the cut-off",
+        ),
         Invariant::I3 => {
             (true, "leaves point into declared regions, whose memory is preserved and holds no table")
         }

@@ -6,7 +6,7 @@
 use crate::error::Unreadable;
 use crate::handover::{Counts, Handover};
 use crate::image::{FRAME_WORDS, Image};
-use crate::index::{Parts, Range, Region, Run, Target, Walked, source_key};
+use crate::index::{Attached, Parts, Range, Region, Run, Target, Use, Walked, source_key};
 use spec::{PAGE_SIZE, PhysAddr, Requester};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -58,6 +58,10 @@ impl<'a> Scratch<'a> {
             buses: List::new(rest.take(layout.contexts)),
             domains: List::new(rest.take(layout.domains)),
             users: rest.take(layout.domains),
+            uses: rest.take_rows(layout.domains),
+            pasid_runs: List::new(rest.take(layout.pasids)),
+            pasid_slots: List::new(rest.take(layout.pasids)),
+            attachments: List::new(rest.take_rows(layout.attachments)),
             requesters: List::new(rest.take(layout.requesters)),
             sources: List::new(rest.take(layout.sources)),
             tables: List::new(rest.take(layout.tables)),
@@ -86,6 +90,8 @@ struct Layout {
     tables: u64,
     ids: u64,
     tokens: u64,
+    pasids: u64,
+    attachments: u64,
     regions: u64,
     scratch: u64,
     runs: u64,
@@ -95,7 +101,11 @@ struct Layout {
 impl Layout {
     fn of(counts: &Counts) -> Result<Self, Unreadable> {
         let frames = counts.table_frames;
-        let limits = [("table frames", frames, MAX_TABLE_FRAMES), ("units", counts.units, UNIT_LIMIT)];
+        let limits = [
+            ("table frames", frames, MAX_TABLE_FRAMES),
+            ("frames of PASID structures", counts.pasid_frames, MAX_TABLE_FRAMES),
+            ("units", counts.units, UNIT_LIMIT),
+        ];
         for (what, declared, limit) in limits {
             if declared > limit {
                 return Err(Unreadable::TooMany { what, declared, limit });
@@ -110,11 +120,19 @@ impl Layout {
             tables: counts.domain_tables,
             ids: counts.domain_ids,
             tokens: counts.domains.max(counts.requesters).max(counts.regions),
+            pasids: counts.pasid_tables,
+            attachments: counts.attachments,
             regions: counts.regions,
             scratch: counts.scratch,
-            runs: [counts.units, counts.context_tables, counts.domain_tables, counts.containers]
-                .iter()
-                .fold(0, |sum: u64, count| sum.saturating_add(*count)),
+            runs: [
+                counts.units,
+                counts.context_tables,
+                counts.domain_tables,
+                counts.containers,
+                counts.pasid_tables,
+            ]
+            .iter()
+            .fold(0, |sum: u64, count| sum.saturating_add(*count)),
             visited: frames.div_ceil(64),
         })
     }
@@ -123,7 +141,9 @@ impl Layout {
         let words = [
             (self.units, Walked::WORDS.saturating_add(2)),
             (self.contexts, 2),
-            (self.domains, 2),
+            (self.domains, Use::WORDS.saturating_add(2)),
+            (self.pasids, 2),
+            (self.attachments, Attached::WORDS),
             (self.requesters, 1),
             (self.sources, 1),
             (self.tables, 1),

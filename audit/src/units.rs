@@ -1,7 +1,8 @@
 //! Units against their records: registers (I4, I8, I10), and the root and context tables that hardware reads (I1, I2).
 //!
-//! The tables are walked from the root pointer in the register, not from the one in the record. What the entries of
-//! preserved requesters say is checked in [`crate::entries`].
+//! The tables are walked from the root pointer in the register, not from the one in the record, in either mode: see
+//! [`crate::mode`]. What the entries of preserved requesters say is checked in [`crate::entries`]; what lies below them in
+//! scalable mode is walked by [`crate::pasids`].
 
 use crate::audit::{Audit, Stage, UnitState};
 use crate::collect::unit_id;
@@ -9,22 +10,29 @@ use crate::error::Unreadable;
 use crate::finding::{Finding, Invariant, Item, Role, What};
 use crate::image::{FRAME_WORDS, Image};
 use crate::index::{Walked, requester_with};
+use crate::mode::{BEYOND_ADDRESS, Mode};
 use crate::report::add;
-use spec::context::ContextEntry;
 use spec::handover::Unit;
-use spec::regs::offset;
+use spec::regs::{RootAddr, offset};
 use spec::root::RootEntry;
 use spec::xxh64::Hasher;
 use spec::{PhysAddr, Requester, SourceId};
 
-/// Values of the field TTM in the root table address register (VT-d 11.4.5).
-mod ttm {
-    pub(super) const LEGACY: u64 = 0;
-    pub(super) const SCALABLE: u64 = 1;
+/// Half a bus on a unit: what one context table speaks of. In legacy mode the first half is all of it.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Ordinal of the unit.
+    unit: u32,
+    bus: u8,
+    half: u8,
 }
 
-/// Bits of an address that no host has: entries hold 52 at most.
-const BEYOND_ADDRESS: u64 = 0xfff << 52;
+impl Place {
+    /// The first function there, which findings name when they speak of no other.
+    fn first_function(self, state: &UnitState) -> Requester {
+        Requester::new(state.id.segment, SourceId::new(self.bus, self.half << 4, 0))
+    }
+}
 
 impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
     /// All checks of this module.
@@ -57,17 +65,18 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
     fn unit(&mut self, ordinal: u32, record: &Unit, state: &UnitState) -> Result<(), Unreadable> {
         add(&mut self.sink.totals.units, 1);
         self.registers(record, state);
-        let mode = state.root.ttm();
-        if mode != ttm::LEGACY {
-            if mode == ttm::SCALABLE {
-                let at = state.id.register_base.saturating_add(offset::RTADDR);
-                self.found_on(Invariant::I1, state.id, at, What::ModeNotWalked { ttm: ttm::SCALABLE as u8 });
-            }
+        let Some(mode) = Mode::of(state.root) else { return Ok(()) };
+        if Mode::of(RootAddr::from_raw(record.root)) != Some(mode) {
+            // The records speak of other tables than hardware reads.
+            let at = state.id.register_base.saturating_add(offset::RTADDR);
+            let what = What::ModeNotWalked { ttm: state.root.ttm() as u8 };
+            self.found_on(Invariant::I1, state.id, at, what);
             return Ok(());
         }
         let mut hasher = Hasher::new(0);
-        let complete = self.root_table(ordinal, state, &mut hasher)?;
-        let complete = self.context_tables(ordinal, state, &mut hasher)? && complete;
+        let complete = self.root_table(ordinal, state, mode, &mut hasher)?;
+        let complete = self.context_tables(ordinal, state, mode, &mut hasher)? && complete;
+        let complete = self.pasid_structures(ordinal, state, &mut hasher)? && complete;
         if let Some(walked) = self.work.walked(ordinal) {
             (walked.digest, walked.complete) = (hasher.finish(), complete.into());
         }
@@ -103,14 +112,19 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
 
     fn registers(&mut self, record: &Unit, state: &UnitState) {
         let base = state.id.register_base;
-        let sealed = spec::regs::RootAddr::from_raw(record.root);
+        let sealed = RootAddr::from_raw(record.root);
         let mode = state.root.ttm();
         self.sink.checked(Invariant::I8, 2);
         if !state.status.tes() {
             self.found_on(Invariant::I8, state.id, base.saturating_add(offset::GSTS), What::TranslationOff);
         }
         let root_at = base.saturating_add(offset::RTADDR);
-        if !matches!(mode, ttm::LEGACY | ttm::SCALABLE) {
+        let offered = match Mode::of(state.root) {
+            Some(Mode::Legacy) => true,
+            Some(Mode::Scalable) => state.ecap.smts() || sealed.ttm() != mode,
+            None => false,
+        };
+        if !offered {
             self.found_on(Invariant::I8, state.id, root_at, What::ModeInvalid { ttm: mode as u8 });
         }
         self.sink.checked(Invariant::I10, 1);
@@ -148,7 +162,13 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
     }
 
     /// Walks the root table and hashes it as it will be (or is) after the cut-off. Says whether it could be read.
-    fn root_table(&mut self, unit: u32, state: &UnitState, hasher: &mut Hasher) -> Result<bool, Unreadable> {
+    fn root_table(
+        &mut self,
+        unit: u32,
+        state: &UnitState,
+        mode: Mode,
+        hasher: &mut Hasher,
+    ) -> Result<bool, Unreadable> {
         let table = state.root.table();
         self.frame_preserved(state, None, table, Role::RootTable)?;
         let Some(words) = self.work.read(self.image, 0, table) else {
@@ -156,23 +176,26 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
             return Ok(false);
         };
         for (bus, (low, high)) in (0u8..=u8::MAX).zip(pairs(words.words)) {
-            let entry = RootEntry::from_raw([*low, *high]);
             let at = table.plus(u64::from(bus).saturating_mul(16));
-            let listed = self.index().context_of(unit, bus);
-            if let Some(word) = listed {
-                let sealed = self.reader.context_table(word).map_or(0, |(_, record)| record.table);
-                let found = if entry.present() { entry.context_table().get() } else { 0 };
-                self.sink.checked(Invariant::I4, 1);
-                if sealed != found {
-                    let what = What::Differs { item: Item::ContextTable, sealed, found };
-                    self.found_on(Invariant::I4, state.id, at.get(), what);
+            let place = Place { unit, bus, half: 0 };
+            match mode {
+                Mode::Legacy => {
+                    if RootEntry::from_raw([*low, 0]).present() && *high != 0 {
+                        let stranger = self.stranger(place, state);
+                        if stranger.is_none() || self.stage == Stage::Arrived {
+                            let what = What::ReservedBits { bits: *high };
+                            self.entry_finding(Invariant::I1, state, stranger, at.plus(8), what);
+                        }
+                    }
+                    self.root_pointer(place, state, mode, low, at)?;
+                    if self.stage == Stage::Sealed && self.index().context_of(unit, bus, 0).is_none() {
+                        *high = 0;
+                    }
                 }
-            }
-            if entry.present() {
-                self.root_entry(unit, state, bus, entry, at)?;
-            }
-            if listed.is_none() && self.stage == Stage::Sealed {
-                (*low, *high) = (0, 0);
+                Mode::Scalable => {
+                    self.root_pointer(place, state, mode, low, at)?;
+                    self.root_pointer(Place { half: 1, ..place }, state, mode, high, at.plus(8))?;
+                }
             }
         }
         self.hash(hasher, words.words);
@@ -180,33 +203,67 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
         Ok(true)
     }
 
-    /// A present root entry.
-    fn root_entry(
+    /// Whom findings name about a place where nothing was preserved; `None` where something was.
+    fn stranger(&self, place: Place, state: &UnitState) -> Option<Requester> {
+        let listed = self.index().context_of(place.unit, place.bus, place.half).is_some();
+        (!listed).then(|| place.first_function(state))
+    }
+
+    /// The word of a root entry that points to the context table of `place`.
+    fn root_pointer(
         &mut self,
-        unit: u32,
+        place: Place,
         state: &UnitState,
-        bus: u8,
+        mode: Mode,
+        word: &mut u64,
+        at: PhysAddr,
+    ) -> Result<(), Unreadable> {
+        let entry = RootEntry::from_raw([*word, 0]);
+        let listed = self.index().context_of(place.unit, place.bus, place.half);
+        if let Some(record) = listed {
+            let sealed = self.reader.context_table(record).map_or(0, |(_, record)| record.table);
+            let found = if entry.present() { entry.context_table().get() } else { 0 };
+            self.sink.checked(Invariant::I4, 1);
+            if sealed != found {
+                let what = What::Differs { item: Item::ContextTable, sealed, found };
+                self.found_on(Invariant::I4, state.id, at.get(), what);
+            }
+        }
+        if entry.present() {
+            self.present_pointer(place, state, mode, entry, at)?;
+        }
+        if listed.is_none() && self.stage == Stage::Sealed {
+            *word = 0;
+        }
+        Ok(())
+    }
+
+    fn present_pointer(
+        &mut self,
+        place: Place,
+        state: &UnitState,
+        mode: Mode,
         entry: RootEntry,
         at: PhysAddr,
     ) -> Result<(), Unreadable> {
         let table = entry.context_table();
-        let listed = self.index().context_of(unit, bus).is_some();
         self.sink.checked(Invariant::I2, 1);
-        if !listed && self.stage == Stage::Sealed {
+        let stranger = self.stranger(place, state);
+        if stranger.is_some() && self.stage == Stage::Sealed {
             add(&mut self.sink.totals.root_entries_to_cut_off, 1);
-            self.context_table(unit, state, bus, table, None);
+            self.context_table(place, state, mode, table, None);
             return Ok(());
         }
         // Findings about a stranger's bus name the bus's first function.
-        let stranger = (!listed).then(|| Requester::new(state.id.segment, SourceId::new(bus, 0, 0)));
         if let Some(stranger) = stranger {
-            self.work.suspect(unit, stranger);
-            self.entry_finding(Invariant::I2, state, Some(stranger), at, What::BusNotListed { bus });
+            self.work.suspect(place.unit, stranger);
+            let what = What::BusNotListed { bus: place.bus };
+            self.entry_finding(Invariant::I2, state, Some(stranger), at, what);
         }
-        let [low, high] = entry.raw();
-        let [low_reserved, high_reserved] = RootEntry::RESERVED;
-        let words = [(at, low & (low_reserved | BEYOND_ADDRESS)), (at.plus(8), high & high_reserved)];
-        for (at, bits) in words.into_iter().filter(|(_, bits)| *bits != 0) {
+        let [low, _] = entry.raw();
+        let [reserved, _] = RootEntry::RESERVED;
+        let bits = low & (reserved | BEYOND_ADDRESS);
+        if bits != 0 {
             self.entry_finding(Invariant::I1, state, stranger, at, What::ReservedBits { bits });
         }
         self.frame_preserved(state, stranger, table, Role::ContextTable)
@@ -230,27 +287,32 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
         &mut self,
         unit: u32,
         state: &UnitState,
+        mode: Mode,
         hasher: &mut Hasher,
     ) -> Result<bool, Unreadable> {
         let mut complete = true;
         for &word in self.index().contexts_of(unit) {
             let Some((_, record)) = self.reader.context_table(word) else { continue };
             let table = PhysAddr::new(record.table);
-            let live = self.live_context_table(state, record.bus);
-            if live.is_some_and(|live| live != table) || record.half != 0 {
-                // Reported as a difference; what hardware reads is still checked for strangers.
-                if let Some(live) = live {
-                    self.context_table(unit, state, record.bus, live, None);
-                }
+            let place = Place { unit, bus: record.bus, half: record.half };
+            if place.half >= mode.halves() {
+                continue;
             }
-            complete &= self.context_table(unit, state, record.bus, table, Some(hasher));
+            let live = self.live_context_table(state, place.bus, place.half);
+            if let Some(live) = live.filter(|live| *live != table) {
+                // Reported as a difference; what hardware reads is still checked for strangers.
+                self.context_table(place, state, mode, live, None);
+            }
+            complete &= self.context_table(place, state, mode, table, Some(hasher));
         }
         // Present root entries of other buses were walked or reported with the root table.
         if self.stage == Stage::Arrived {
             for bus in 0u8..=u8::MAX {
-                if self.index().context_of(unit, bus).is_none() {
-                    if let Some(live) = self.live_context_table(state, bus) {
-                        self.context_table(unit, state, bus, live, None);
+                for half in 0..mode.halves() {
+                    let listed = self.index().context_of(unit, bus, half).is_some();
+                    let live = self.live_context_table(state, bus, half).filter(|_| !listed);
+                    if let Some(live) = live {
+                        self.context_table(Place { unit, bus, half }, state, mode, live, None);
                     }
                 }
             }
@@ -258,12 +320,14 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
         Ok(complete)
     }
 
-    /// The context table that hardware reads for a bus, if its root entry is present.
-    pub(crate) fn live_context_table(&self, state: &UnitState, bus: u8) -> Option<PhysAddr> {
-        let at = state.root.table().checked_add(u64::from(bus).saturating_mul(16))?;
-        let mut words = [0; 2];
-        self.image.read(at, &mut words).ok()?;
-        let entry = RootEntry::from_raw(words);
+    /// The context table that hardware reads for (half) a bus, if the root entry has it.
+    pub(crate) fn live_context_table(&self, state: &UnitState, bus: u8, half: u8) -> Option<PhysAddr> {
+        let offset = u64::from(bus).saturating_mul(16).saturating_add(u64::from(half).saturating_mul(8));
+        let at = state.root.table().checked_add(offset)?;
+        let mut word = [0];
+        self.image.read(at, &mut word).ok()?;
+        let [word] = word;
+        let entry = RootEntry::from_raw([word, 0]);
         entry.present().then(|| entry.context_table())
     }
 
@@ -271,33 +335,33 @@ impl<I: Image + ?Sized> Audit<'_, '_, '_, I> {
     /// is) after the cut-off. Says whether it could be read.
     fn context_table(
         &mut self,
-        unit: u32,
+        place: Place,
         state: &UnitState,
-        bus: u8,
+        mode: Mode,
         table: PhysAddr,
         hasher: Option<&mut Hasher>,
     ) -> bool {
         add(&mut self.sink.totals.context_tables, 1);
         let Some(words) = self.work.read(self.image, 1, table) else {
-            let stranger = self.index().context_of(unit, bus).is_none();
-            let stranger = stranger.then(|| Requester::new(state.id.segment, SourceId::new(bus, 0, 0)));
+            let stranger = self.stranger(place, state);
             if self.stage == Stage::Arrived || stranger.is_none() {
                 let what = What::Unreadable(Role::ContextTable);
                 self.entry_finding(Invariant::I1, state, stranger, table, what);
             }
             return false;
         };
-        for (devfn, (low, high)) in (0u8..=u8::MAX).zip(pairs(words.words)) {
-            let entry = ContextEntry::from_raw([*low, *high]);
-            let source = SourceId::from_raw(u16::from(bus) << 8 | u16::from(devfn));
+        let first = place.half.saturating_mul(0x80);
+        for (devfn, entry) in (first..=u8::MAX).zip(words.words.chunks_exact_mut(mode.entry_words())) {
+            let source = SourceId::from_raw(u16::from(place.bus) << 8 | u16::from(devfn));
             let requester = Requester::new(state.id.segment, source);
             let owned = self.owned_by_unit(requester, state);
-            if entry.present() {
-                let at = table.plus(u64::from(devfn).saturating_mul(16));
-                self.present_entry(unit, state, requester, owned, at);
+            // The present bit is the same in both modes.
+            if entry.first().is_some_and(|word| word & 1 == 1) {
+                let at = mode.entry_at(table, devfn).unwrap_or(table);
+                self.present_entry(place.unit, state, requester, owned, at);
             }
             if !owned && self.stage == Stage::Sealed {
-                (*low, *high) = (0, 0);
+                entry.fill(0);
             }
         }
         if let Some(hasher) = hasher {

@@ -30,6 +30,10 @@ fn a_sound_handover_has_no_finding_and_all_totals_are_right() {
         kept_entries: 4,
         entries_to_cut_off: 0,
         root_entries_to_cut_off: 0,
+        pasid_tables: 0,
+        kept_pasids: 0,
+        pasids_to_cut_off: 0,
+        pasid_tables_to_cut_off: 0,
     };
     assert_eq!(report.totals, totals);
 }
