@@ -1,5 +1,5 @@
-//! The command line. Exit status: 0 when the update was clean, 1 when something is wrong with it, 2 when it could not be
-//! run.
+//! The command line. Exit status: 0 when the update was clean or what was looked at is whole, 1 when something is wrong
+//! with it, 2 when it could not be run or looked at.
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -19,10 +19,15 @@ struct Arguments {
 enum Command {
     /// Run a live update on QEMU or on the built-in machine, and show what happened
     Update(holdover::update::Options),
+    #[command(flatten)]
+    Look(inspect::cli::Command),
 }
 
 fn main() -> ExitCode {
-    let Command::Update(options) = Arguments::parse().command;
+    let options = match Arguments::parse().command {
+        Command::Update(options) => options,
+        Command::Look(command) => return look(&command),
+    };
     match holdover::update::run(&options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -31,4 +36,12 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn look(command: &inspect::cli::Command) -> ExitCode {
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let status = inspect::cli::run(command, &mut out, &mut anstream::stderr());
+    // What is left goes out here; whoever closed the pipe has seen enough.
+    drop(out);
+    ExitCode::from(status as u8)
 }

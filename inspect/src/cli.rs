@@ -11,11 +11,11 @@ pub use load::{ImageArgs, Loaded};
 use crate::format::{debugfs, html, json, text};
 use crate::translate::{self, Asker};
 use crate::verify::{self, Policy, Stage};
-use crate::{dmar, reach};
+use crate::{diff, dmar, reach};
 use clap::{Args, Subcommand, ValueEnum};
 use spec::{PhysAddr, SourceId};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where Linux shows this machine's DMAR table.
 const OWN_DMAR: &str = "/sys/firmware/acpi/tables/DMAR";
@@ -31,6 +31,8 @@ pub enum Command {
     Reach(ReachArgs),
     /// Check the invariants of a live update on an image: what a jump would do
     Verify(VerifyArgs),
+    /// Show what changed between two images
+    Diff(DiffArgs),
     /// Keep of an image only what the other commands look at, as a page file of a few kilobytes
     Extract(ExtractArgs),
     /// Show a DMAR table and everything odd about it
@@ -73,8 +75,11 @@ pub enum DebugfsFile {
 /// Arguments of `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
+    /// Memory: an ELF core, a page file (VTDPAGE1), or raw with --base; packed with zstd or not
+    #[arg(required_unless_present = "qmp")]
+    image: Option<PathBuf>,
     #[command(flatten)]
-    image: ImageArgs,
+    load: ImageArgs,
     /// How it is shown
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
@@ -97,15 +102,14 @@ pub struct InspectArgs {
 
 /// Arguments of `translate`.
 #[derive(Debug, Args)]
+#[command(override_usage = "holdover translate [OPTIONS] [IMAGE] <BDF[:PASID]> <IOVA>")]
 pub struct TranslateArgs {
+    /// The image (none with --qmp); who asks: BUS:DEVICE.FUNCTION in hex, and a PASID in decimal or 0x; the address that is
+    /// asked for, in hex
+    #[arg(required = true, value_name = "WORDS")]
+    words: Vec<String>,
     #[command(flatten)]
-    image: ImageArgs,
-    /// Who asks: BUS:DEVICE.FUNCTION in hex, and a PASID in decimal or 0x
-    #[arg(value_name = "BDF[:PASID]")]
-    asker: Asker,
-    /// The address that is asked for, in hex
-    #[arg(value_parser = load::number)]
-    iova: u64,
+    load: ImageArgs,
     /// The unit, by its register base, where several know the requester
     #[arg(long, value_name = "ADDRESS", value_parser = load::number)]
     unit: Option<u64>,
@@ -116,12 +120,13 @@ pub struct TranslateArgs {
 
 /// Arguments of `reach`.
 #[derive(Debug, Args)]
+#[command(override_usage = "holdover reach [OPTIONS] [IMAGE] <PHYS>")]
 pub struct ReachArgs {
+    /// The image (none with --qmp); a physical address within the frame, in hex
+    #[arg(required = true, value_name = "WORDS")]
+    words: Vec<String>,
     #[command(flatten)]
-    image: ImageArgs,
-    /// A physical address within the frame, in hex
-    #[arg(value_name = "PHYS", value_parser = load::number)]
-    address: u64,
+    load: ImageArgs,
     /// As JSON: schema holdover.reach/1
     #[arg(long)]
     json: bool,
@@ -139,8 +144,11 @@ pub enum At {
 /// Arguments of `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
+    /// Memory: an ELF core, a page file (VTDPAGE1), or raw with --base; packed with zstd or not
+    #[arg(required_unless_present = "qmp")]
+    image: Option<PathBuf>,
     #[command(flatten)]
-    image: ImageArgs,
+    load: ImageArgs,
     /// At which point the image was taken, for handovers of ours
     #[arg(long, value_enum, default_value = "sealed")]
     stage: At,
@@ -155,11 +163,35 @@ pub struct VerifyArgs {
     json: bool,
 }
 
+/// Arguments of `diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The first image: an ELF core, a page file (VTDPAGE1), or raw with --base; packed with zstd or not
+    image: PathBuf,
+    #[command(flatten)]
+    load: ImageArgs,
+    /// The second image; registers are taken to be those of the first, unless it carries its own or some are given
+    #[arg(value_name = "OTHER")]
+    other: PathBuf,
+    /// Registers of the second image's units, as with --registers
+    #[arg(long, value_name = "[BASE=]FILE")]
+    other_registers: Vec<String>,
+    /// The second image is raw memory that starts at this physical address
+    #[arg(long, value_name = "ADDRESS", value_parser = load::number)]
+    other_base: Option<u64>,
+    /// As JSON: schema holdover.diff/1
+    #[arg(long)]
+    json: bool,
+}
+
 /// Arguments of `extract`.
 #[derive(Debug, Args)]
 pub struct ExtractArgs {
+    /// Memory: an ELF core, a page file (VTDPAGE1), or raw with --base; packed with zstd or not
+    #[arg(required_unless_present = "qmp")]
+    image: Option<PathBuf>,
     #[command(flatten)]
-    image: ImageArgs,
+    load: ImageArgs,
     /// The page file to write; it carries the registers along
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -203,6 +235,7 @@ pub fn run(command: &Command, out: &mut dyn Write, err: &mut dyn Write) -> Statu
         Command::Translate(arguments) => translate(arguments, out, err),
         Command::Reach(arguments) => reach(arguments, out, err),
         Command::Verify(arguments) => verify(arguments, out, err),
+        Command::Diff(arguments) => diff(arguments, out, err),
         Command::Extract(arguments) => extract(arguments, out, err),
         Command::Dmar(arguments) => dmar(arguments, out),
     };
@@ -227,7 +260,7 @@ fn pretty(out: &mut dyn Write, value: &serde_json::Value) -> io::Result<()> {
 }
 
 fn inspect(arguments: &InspectArgs, out: &mut dyn Write, err: &mut dyn Write) -> Result<Status, Failure> {
-    let loaded = arguments.image.load(err)?;
+    let loaded = arguments.load.load(arguments.image.as_deref(), err)?;
     let status = Status::of(loaded.model.is_whole());
     match &arguments.output {
         None => written(show(arguments, &loaded, out))?,
@@ -240,6 +273,29 @@ fn inspect(arguments: &InspectArgs, out: &mut dyn Write, err: &mut dyn Write) ->
     Ok(status)
 }
 
+/// What is looked at, without its folder.
+fn name(arguments: &InspectArgs) -> String {
+    let file = arguments.image.as_deref().and_then(Path::file_name);
+    file.map_or_else(|| "a running machine".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The image, unless a running machine is looked at, and the `N` words behind it.
+fn split<'a, const N: usize>(
+    words: &'a [String],
+    load: &ImageArgs,
+) -> Result<(Option<&'a Path>, [&'a str; N]), Failure> {
+    let (image, rest) = match words.split_first() {
+        Some((image, rest)) if !load.is_live() => (Some(Path::new(image)), rest),
+        _ => (None, words),
+    };
+    let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+    let given = rest.len();
+    let image_words = if load.is_live() { "" } else { " behind the image" };
+    let rest =
+        rest.try_into().map_err(|_| format!("{N} words are needed{image_words}, {given} are given"))?;
+    Ok((image, rest))
+}
+
 fn show(arguments: &InspectArgs, loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
     let Loaded { memory, model } = loaded;
     let format = if arguments.json { Format::Json } else { arguments.format };
@@ -249,7 +305,7 @@ fn show(arguments: &InspectArgs, loaded: &Loaded, out: &mut dyn Write) -> io::Re
             text::all(out, memory, model, options)
         }
         Format::Json => pretty(out, &json::all(memory, model, arguments.source)),
-        Format::Html => out.write_all(html::page(memory, model, &arguments.image.name()).as_bytes()),
+        Format::Html => out.write_all(html::page(memory, model, &name(arguments)).as_bytes()),
         Format::Debugfs => match arguments.file {
             None => debugfs::all(out, memory, model),
             Some(DebugfsFile::Dmar) => debugfs::dmar_translation_struct(out, model),
@@ -272,8 +328,9 @@ fn show(arguments: &InspectArgs, loaded: &Loaded, out: &mut dyn Write) -> io::Re
 }
 
 fn translate(arguments: &TranslateArgs, out: &mut dyn Write, err: &mut dyn Write) -> Result<Status, Failure> {
-    let Loaded { memory, model } = arguments.image.load(err)?;
-    let asker = arguments.asker;
+    let (image, [asker, iova]) = split(&arguments.words, &arguments.load)?;
+    let (asker, iova) = (asker.parse::<Asker>()?, load::number(iova)?);
+    let Loaded { memory, model } = arguments.load.load(image, err)?;
     let by_base = |base| model.units.iter().find(|unit| unit.registers.base == base);
     let unit = match arguments.unit {
         Some(base) => {
@@ -287,7 +344,7 @@ fn translate(arguments: &TranslateArgs, out: &mut dyn Write, err: &mut dyn Write
             known.ok_or("no registers are known: give --registers or --rtaddr")?
         }
     };
-    let translation = translate::translate(&memory, &unit.registers, model.hardware, asker, arguments.iova);
+    let translation = translate::translate(&memory, &unit.registers, model.hardware, asker, iova);
     written(if arguments.json {
         pretty(out, &json::translation(&translation))
     } else {
@@ -297,11 +354,13 @@ fn translate(arguments: &TranslateArgs, out: &mut dyn Write, err: &mut dyn Write
 }
 
 fn reach(arguments: &ReachArgs, out: &mut dyn Write, err: &mut dyn Write) -> Result<Status, Failure> {
-    let Loaded { memory, model } = arguments.image.load(err)?;
+    let (image, [address]) = split(&arguments.words, &arguments.load)?;
+    let address = load::number(address)?;
+    let Loaded { memory, model } = arguments.load.load(image, err)?;
     if model.units.is_empty() {
         return Err("no registers are known: give --registers or --rtaddr".into());
     }
-    let frame = PhysAddr::new(arguments.address).frame().start();
+    let frame = PhysAddr::new(address).frame().start();
     let roles = reach::roles(&model, frame);
     let found = reach::reach(&memory, &model, frame);
     written(if arguments.json {
@@ -324,7 +383,7 @@ fn verify(arguments: &VerifyArgs, out: &mut dyn Write, err: &mut dyn Write) -> R
         At::Sealed => Stage::Sealed,
         At::Arrived => Stage::Arrived,
     };
-    let Loaded { memory, model } = arguments.image.load(err)?;
+    let Loaded { memory, model } = arguments.load.load(arguments.image.as_deref(), err)?;
     let report = verify::verify(&memory, &model, stage, &policy)?;
     written(if arguments.json {
         pretty(out, &verify::json(&report))
@@ -334,8 +393,22 @@ fn verify(arguments: &VerifyArgs, out: &mut dyn Write, err: &mut dyn Write) -> R
     Ok(Status::of(report.holds()))
 }
 
+fn diff(arguments: &DiffArgs, out: &mut dyn Write, err: &mut dyn Write) -> Result<Status, Failure> {
+    let image = Some(arguments.image.as_path());
+    let other = Some(arguments.other.as_path());
+    let with = |registers| arguments.load.other(registers, arguments.other_base);
+    let a = arguments.load.load(image, err)?;
+    let mut b = with(Some(&arguments.other_registers)).load(other, err)?;
+    if b.model.units.is_empty() && !a.model.units.is_empty() {
+        b = with(None).load(other, err)?;
+    }
+    let found = diff::diff(&a.model, &b.model);
+    written(if arguments.json { pretty(out, &diff::to_json(&found)) } else { diff::text(out, &found) })?;
+    Ok(Status::of(found.is_empty()))
+}
+
 fn extract(arguments: &ExtractArgs, out: &mut dyn Write, err: &mut dyn Write) -> Result<Status, Failure> {
-    let Loaded { memory, model } = arguments.image.load(err)?;
+    let Loaded { memory, model } = arguments.load.load(arguments.image.as_deref(), err)?;
     let failed = |error| format!("cannot write {}: {error}", arguments.output.display());
     let mut file = io::BufWriter::new(std::fs::File::create(&arguments.output).map_err(failed)?);
     let pages = crate::extract::write(&mut file, &memory, &model).map_err(failed)?;

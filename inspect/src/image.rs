@@ -8,10 +8,12 @@
 mod elf;
 mod open;
 mod pages;
+mod qmp;
 mod store;
 
 pub use open::{Form, OpenError, Options, UNPACKED_LIMIT, from_bytes, open};
 pub use pages::write as write_pages;
+pub use qmp::open_qmp;
 
 use audit::{Image, Missing};
 use spec::{PAGE_SIZE, PhysAddr};

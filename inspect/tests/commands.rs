@@ -189,3 +189,45 @@ fn what_cannot_be_answered_ends_with_status_2_and_a_reason() {
         assert!(err.contains(reason), "{line}: {err}");
     }
 }
+
+#[test]
+fn two_images_are_told_apart_in_terms_of_requesters_and_ranges() {
+    let (status, out, _) = run(&format!("diff {LEGACY} {{data}}/min-legacy/reach.pages.zst"));
+    assert_eq!((status, out.as_str()), (Status::Good, "no difference\n"), "with the registers of the first");
+    let (status, value) = json(&format!(
+        "diff {LEGACY} {{data}}/min-sm-sl/reach.pages.zst --other-registers {{data}}/min-sm-sl/vtd-regs.bin --json"
+    ));
+    assert_eq!((status, &value["schema"]), (Status::Bad, &Value::from("holdover.diff/1")));
+    let found = value["differences"].as_array().unwrap();
+    let mode = found.iter().find(|difference| difference["subject"] == "dmar0, mode").unwrap();
+    assert_eq!((&mode["from"], &mode["to"]), (&Value::from("legacy"), &Value::from("scalable")));
+    let (status, out, _) = run("diff {data}/kho/kho.pages.zst {data}/ours/reach.pages.zst");
+    assert_eq!(status, Status::Bad);
+    assert_eq!(out.lines().filter(|line| line.starts_with("- preserved memory: ")).count(), 29, "{out}");
+    assert!(out.contains("+ dmar0, requester 00:02.0: second stage"), "{out}");
+}
+
+#[test]
+fn an_extract_carries_the_registers_along() {
+    let folder = std::env::temp_dir().join(format!("holdover-inspect-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let small = folder.join("small.pages");
+    let (status, _, _) = run(&format!("extract {LEGACY} -o {}", small.display()));
+    assert_eq!(status, Status::Good);
+    let (_, whole, _) = run(&format!("inspect {LEGACY} --format debugfs"));
+    let (_, again, _) = run(&format!("inspect {} --format debugfs", small.display()));
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(whole, again);
+}
+
+#[test]
+fn a_verdict_is_a_status() {
+    let (status, value) = json("verify {data}/ours/reach.pages.zst --json");
+    assert_eq!(
+        (status, &value["schema"], &value["holds"]),
+        (Status::Good, &Value::from("holdover.verify/1"), &Value::from(true))
+    );
+    let (status, out, _) = run(&format!("verify {LEGACY}"));
+    assert_eq!(status, Status::Bad);
+    assert!(out.contains("I2   FAILS") && out.contains("00:02.0 could still write 1032 KiB"), "{out}");
+}

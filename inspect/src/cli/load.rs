@@ -18,10 +18,11 @@ const SMALL: u64 = 16 << 20;
 const WINDOW: usize = 0x230;
 
 /// An image, and how its tables are found.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ImageArgs {
-    /// Memory: an ELF core, a page file (VTDPAGE1), or raw with --base; packed with zstd or not
-    image: PathBuf,
+    /// Look at a running QEMU through its monitor socket (QMP) instead of an image; it is stopped meanwhile
+    #[arg(long, value_name = "SOCKET")]
+    qmp: Option<PathBuf>,
     /// The image is raw memory that starts at this physical address
     #[arg(long, value_name = "ADDRESS", value_parser = number)]
     base: Option<u64>,
@@ -94,29 +95,50 @@ pub(super) fn small_file(path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 impl ImageArgs {
-    /// The image's name, without its folder.
-    pub(super) fn name(&self) -> String {
-        let name = self.image.file_name().unwrap_or(self.image.as_os_str());
-        name.to_string_lossy().into_owned()
+    /// The arguments for a second image; with the registers of this one when `registers` is `None`.
+    pub(super) fn other(&self, registers: Option<&[String]>, base: Option<u64>) -> Self {
+        let mut other = Self { base, qmp: None, ..self.clone() };
+        if let Some(registers) = registers {
+            other.registers = registers.to_vec();
+            (other.rtaddr, other.irta, other.iqa) = (None, None, None);
+            (other.cap, other.ecap, other.gsts) = (None, None, None);
+        }
+        other
     }
 
-    /// Opens the image and reads it.
+    /// Whether a running QEMU is looked at, so that no image is named.
+    pub(super) const fn is_live(&self) -> bool {
+        self.qmp.is_some()
+    }
+
+    /// Opens the image, or reaches the machine, and reads it.
     ///
     /// # Errors
     /// In words.
-    pub fn load(&self, err: &mut dyn Write) -> Result<Loaded, Failure> {
-        let memory = image::open(&self.image, Options { base: self.base })
-            .map_err(|error| format!("{}: {error}", self.image.display()))?;
+    pub fn load(&self, image: Option<&Path>, err: &mut dyn Write) -> Result<Loaded, Failure> {
+        let (bases, address_bits) = self.dmar()?;
+        let usual = if bases.is_empty() { vec![USUAL_BASE] } else { bases };
+        let named = |path: &Path, error| format!("{}: {error}", path.display());
+        let (memory, live) = match (image, &self.qmp) {
+            (None, Some(socket)) => image::open_qmp(socket, &usual).map_err(|error| named(socket, error))?,
+            (Some(path), None) => {
+                let opened = image::open(path, Options { base: self.base });
+                (opened.map_err(|error| named(path, error))?, Vec::new())
+            }
+            (Some(_), Some(_)) => return Err("either an image or --qmp, not both".into()),
+            (None, None) => return Err("name an image, or a running QEMU with --qmp".into()),
+        };
         for note in memory.notes() {
             // What cannot be said is not what was asked for.
-            let _ = writeln!(err, "note: {}: {note}", self.image.display());
+            let _ = writeln!(err, "note: {note}");
         }
-        let (bases, address_bits) = self.dmar()?;
         let mut units = self.read_registers()?;
+        if units.is_empty() {
+            units = live;
+        }
         let in_image = self.registers_at.iter().copied();
         if units.is_empty() && in_image.len() == 0 && memory.form() == image::Form::Pages {
             // A page file may carry the registers along.
-            let usual = if bases.is_empty() { vec![USUAL_BASE] } else { bases };
             units.extend(usual.iter().filter_map(|base| window(&memory, *base, 0).ok()));
         }
         for base in in_image {

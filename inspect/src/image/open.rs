@@ -24,6 +24,8 @@ pub enum Form {
     Pages,
     /// Raw memory.
     Raw,
+    /// A machine that is there.
+    Live,
 }
 
 impl fmt::Display for Form {
@@ -32,6 +34,7 @@ impl fmt::Display for Form {
             Self::Elf => "ELF core",
             Self::Pages => "page file",
             Self::Raw => "raw memory",
+            Self::Live => "live machine",
         })
     }
 }
@@ -66,6 +69,8 @@ pub enum OpenError {
         /// What is wrong with it.
         what: String,
     },
+    /// A QEMU monitor that cannot be reached, or does not answer as one.
+    Qmp(io::Error),
     /// Raw memory that would leave the address space.
     Base {
         /// The base given.
@@ -89,6 +94,7 @@ impl fmt::Display for OpenError {
             }
             Self::PageFile { what } => write!(f, "damaged page file: {what}"),
             Self::Elf { what } => write!(f, "damaged ELF core: {what}"),
+            Self::Qmp(error) => write!(f, "monitor: {error}"),
             Self::Base { base } => write!(f, "memory from {base:#x} on leaves the address space"),
         }
     }
@@ -145,6 +151,7 @@ fn from_store(store: Store, options: Options) -> Result<Memory, OpenError> {
         let (runs, notes) = match &store {
             Store::Bytes(bytes) => elf::runs(bytes.as_slice())?,
             Store::File(file) => file.with_headers(|data| elf::runs(data))?,
+            Store::Live(_) => return Err(OpenError::Unknown),
         };
         return Ok(Memory::new(store, runs, Form::Elf, notes));
     }

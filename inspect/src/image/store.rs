@@ -17,6 +17,14 @@ pub(crate) enum Store {
     Bytes(Vec<u8>),
     /// In a file.
     File(FileStore),
+    /// With somebody who is asked.
+    Live(RefCell<Box<dyn Live>>),
+}
+
+/// Memory that is fetched as it is read. Offsets are physical addresses.
+pub(crate) trait Live: std::fmt::Debug {
+    /// Fills `out` from `offset` on; `false` when the bytes are not there.
+    fn read_at(&mut self, offset: u64, out: &mut [u8]) -> bool;
 }
 
 /// A file, and the parts of it that were read lately.
@@ -38,6 +46,7 @@ impl Store {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::File(file) => file.bytes,
+            Self::Live(_) => u64::MAX,
         }
     }
 
@@ -53,6 +62,7 @@ impl Store {
                 })
             }
             Self::File(file) => file.read_at(offset, out),
+            Self::Live(live) => live.borrow_mut().read_at(offset, out),
         }
     }
 }
