@@ -57,7 +57,8 @@ fn a_large_leaf_may_span_regions_that_touch_but_no_gap() {
     let mut outgoing = Outgoing::new(&scene.machine, store.storage());
     outgoing.preserve_region(&mut ctx, BAR, bar(), RegionKind::Device).unwrap();
     let start = disk_memory().start().get();
-    let parts = [(1, 0, 100), (2, 101, 411), (3, 100, 1)];
+    // The second is longer than the leaf by as much as the gap before it.
+    let parts = [(1, 0, 100), (2, 101, 412), (3, 100, 1)];
     for (token, first, count) in parts {
         let refused = outgoing.preserve_domain(&mut ctx, DISK_DOMAIN, scene.disk.of());
         assert!(matches!(refused, Err(PreserveError::LeafOutside { target, .. }) if target == disk_memory()));
