@@ -177,7 +177,11 @@ impl Choices {
             second_stage_levels,
             second_stage_leaves: if cap.sslps() & 1 == 0 { 0 } else { cap.sslps() & 3 },
             first_stage_levels: first_stage.then_some(if cap.fs5lp() { 5 } else { 4 }),
-            first_stage_leaves: if cap.fs1gp() { 3 } else { 1 },
+            first_stage_leaves: match (first_stage, cap.fs1gp()) {
+                (false, _) => 0,
+                (true, false) => 1,
+                (true, true) => 3,
+            },
             modes: Modes { legacy: second_stage_levels.is_some(), second_stage, first_stage },
             nested: first_stage && second_stage && ecap.nest(),
             pass_through: ecap.pt(),

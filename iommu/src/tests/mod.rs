@@ -1,6 +1,8 @@
 //! Tests of the driver on the fake machine.
 
 mod attach;
+mod capabilities;
+mod dmar;
 mod import;
 mod map;
 mod model;
