@@ -203,6 +203,8 @@ pub fn build(stage: Stage) -> World {
         ],
         aliases: vec![Alias { requester: 1, source: SourceId::new(3, 0, 0).raw(), reserved: 0 }],
         containers: vec![Container { start: BLOB + 0x1000, bytes: 0x1000 }],
+        pasids: Vec::new(),
+        attachments: Vec::new(),
         others: Vec::new(),
         appended: 0,
     }

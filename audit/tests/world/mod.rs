@@ -6,6 +6,7 @@
 
 mod layout;
 mod memory;
+pub mod scalable;
 
 pub use layout::*;
 pub use memory::Memory;
@@ -13,9 +14,10 @@ pub use memory::Memory;
 use holdover_audit::{Finding, Report, Scratch, Stage, UnitState, Unreadable, What, audit};
 use spec::context::ContextEntry;
 use spec::handover::{
-    Alias, Container, ContextTable, Domain, DomainIdUse, DomainTables, Header, MAGIC, RecordHeader, Region,
-    Release, RequesterRecord, Scratch as ScratchRecord, Unit, kind,
+    Alias, Attachment, Container, ContextTable, Domain, DomainIdUse, DomainTables, Header, MAGIC,
+    PasidTables, RecordHeader, Region, Release, RequesterRecord, Scratch as ScratchRecord, Unit, kind,
 };
+use spec::scalable::PasidEntry;
 use spec::xxh64::hash;
 use spec::{PAGE_SIZE, PhysAddr, Requester, Segment, SourceId};
 use zerocopy::IntoBytes;
@@ -40,6 +42,8 @@ pub struct World {
     pub requesters: Vec<RequesterRecord>,
     pub aliases: Vec<Alias>,
     pub containers: Vec<Container>,
+    pub pasids: Vec<PasidTables>,
+    pub attachments: Vec<Attachment>,
     /// More records behind these: kind and content.
     pub others: Vec<(u16, Vec<u8>)>,
     /// Bytes that a newer release appended to each record.
@@ -73,6 +77,23 @@ impl World {
         world
     }
 
+    /// A machine in scalable mode before the cut-off.
+    pub fn scalable_sealed() -> Self {
+        let mut world = scalable::build(Stage::Sealed);
+        world.digest();
+        world.seal();
+        world
+    }
+
+    /// The same after it.
+    pub fn scalable_arrived() -> Self {
+        let mut world = scalable::build(Stage::Arrived);
+        world.cut_off();
+        world.digest();
+        world.seal();
+        world
+    }
+
     /// Clears what belongs to no preserved requester.
     pub fn cut_off(&mut self) {
         self.memory = self.memory_after_cut_off();
@@ -88,6 +109,10 @@ impl World {
     fn memory_after_cut_off(&self) -> Memory {
         let mut memory = self.memory.clone();
         for (unit, record) in (0u32..).zip(&self.units) {
+            if spec::regs::RootAddr::from_raw(record.root).ttm() == 1 {
+                self.cut_off_scalable(unit, record, &mut memory);
+                continue;
+            }
             let root = spec::regs::RootAddr::from_raw(record.root).table().get();
             for bus in 0..=255u8 {
                 if !self.contexts.iter().any(|c| c.unit == unit && c.bus == bus) {
@@ -113,11 +138,25 @@ impl World {
             for table in self.contexts.iter().filter(|c| c.unit == unit) {
                 bytes.extend(after.bytes(table.table, PAGE_SIZE));
             }
+            let of_unit = |run: &&PasidTables| self.requesters[run.requester as usize].unit == unit;
+            for run in self.pasids.iter().filter(of_unit) {
+                bytes.extend(after.bytes(run.start, run.bytes));
+            }
             record.digest = hash(0, &bytes);
         }
         for (domain, record) in (0u32..).zip(&mut self.domains) {
             let runs = self.tables.iter().filter(|run| run.domain == domain);
-            let bytes: Vec<u8> = runs.flat_map(|run| self.memory.bytes(run.start, run.bytes)).collect();
+            let dirty = |a: &Attachment| {
+                let named = a.domain == domain || a.parent == domain + 1;
+                named && PasidEntry::from_raw(a.entry).ssade()
+            };
+            let mask = match record.format {
+                1 => !0x60,
+                _ if self.attachments.iter().any(dirty) => !0x300,
+                _ => u64::MAX,
+            };
+            let words = runs.flat_map(|run| self.memory.read(run.start, run.bytes as usize / 8));
+            let bytes: Vec<u8> = words.flat_map(|word| (word & mask).to_le_bytes()).collect();
             record.digest = hash(0, &bytes);
         }
     }
@@ -157,7 +196,7 @@ impl World {
         all! {
             release: RELEASE, scratch: SCRATCH, units: UNIT, contexts: CONTEXT_TABLE, regions: REGION,
             domains: DOMAIN, tables: DOMAIN_TABLES, ids: DOMAIN_ID, requesters: REQUESTER, aliases: ALIAS,
-            containers: CONTAINER,
+            containers: CONTAINER, pasids: PASID_TABLES, attachments: ATTACHMENT,
         }
         for (kind, body) in &self.others {
             put(*kind, body, 0);
