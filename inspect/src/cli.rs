@@ -8,7 +8,9 @@ mod load;
 
 pub use load::{ImageArgs, Loaded};
 
+use crate::capture::{self, Sources};
 use crate::format::{debugfs, html, json, text};
+use crate::model::FindKho;
 use crate::translate::{self, Asker};
 use crate::verify::{self, Policy, Stage};
 use crate::{diff, dmar, reach};
@@ -35,6 +37,8 @@ pub enum Command {
     Diff(DiffArgs),
     /// Keep of an image only what the other commands look at, as a page file of a few kilobytes
     Extract(ExtractArgs),
+    /// Keep the remapping tables of this machine as a page file (as root)
+    Capture(CaptureArgs),
     /// Show a DMAR table and everything odd about it
     Dmar(DmarArgs),
 }
@@ -197,6 +201,26 @@ pub struct ExtractArgs {
     output: PathBuf,
 }
 
+/// Arguments of `capture`.
+#[derive(Debug, Args)]
+pub struct CaptureArgs {
+    /// The page file to write; it carries the registers along
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Where the handover's root tree lies: an address, "scan" to look in every frame, "no" not to look
+    #[arg(long, value_name = "WHERE", default_value = "no", value_parser = load::parse_kho)]
+    kho: FindKho,
+    /// Memory as an ELF core
+    #[arg(long, value_name = "FILE", default_value = "/proc/kcore")]
+    memory: PathBuf,
+    /// The DMAR table
+    #[arg(long, value_name = "FILE", default_value = OWN_DMAR)]
+    dmar: PathBuf,
+    /// Registers in the kernel's words; where they are not there, hardware is read through /dev/mem
+    #[arg(long, value_name = "FILE", default_value = "/sys/kernel/debug/iommu/intel/iommu_regset")]
+    regset: PathBuf,
+}
+
 /// Arguments of `dmar`.
 #[derive(Debug, Args)]
 pub struct DmarArgs {
@@ -237,6 +261,7 @@ pub fn run(command: &Command, out: &mut dyn Write, err: &mut dyn Write) -> Statu
         Command::Verify(arguments) => verify(arguments, out, err),
         Command::Diff(arguments) => diff(arguments, out, err),
         Command::Extract(arguments) => extract(arguments, out, err),
+        Command::Capture(arguments) => capture(arguments, out),
         Command::Dmar(arguments) => dmar(arguments, out),
     };
     status.unwrap_or_else(|error| {
@@ -415,6 +440,22 @@ fn extract(arguments: &ExtractArgs, out: &mut dyn Write, err: &mut dyn Write) ->
     file.flush().map_err(failed)?;
     written(writeln!(out, "{pages} pages written to {}", arguments.output.display()))?;
     Ok(Status::of(model.is_whole()))
+}
+
+fn capture(arguments: &CaptureArgs, out: &mut dyn Write) -> Result<Status, Failure> {
+    let sources = Sources {
+        memory: arguments.memory.clone(),
+        dmar: arguments.dmar.clone(),
+        regset: arguments.regset.clone(),
+        ..Sources::default()
+    };
+    let failed = |error| format!("cannot write {}: {error}", arguments.output.display());
+    let mut bytes = Vec::new();
+    let captured = capture::capture(&sources, arguments.kho, &mut bytes)?;
+    std::fs::write(&arguments.output, &bytes).map_err(failed)?;
+    let (pages, units) = (captured.pages, captured.units.len());
+    written(writeln!(out, "{units} units, {pages} pages written to {}", arguments.output.display()))?;
+    Ok(Status::of(captured.model.is_whole()))
 }
 
 fn dmar(arguments: &DmarArgs, out: &mut dyn Write) -> Result<Status, Failure> {

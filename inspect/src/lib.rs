@@ -7,8 +7,9 @@
 //! Nothing that is read is trusted: every chain is bounded, every count is believed only as far as bytes are there for
 //! it. This crate reads the tables by itself; it shares only `spec` with the code that wrote them, and the auditor's
 //! reader for the records of our own handovers.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod capture;
 pub mod cli;
 pub mod diff;
 pub mod dmar;

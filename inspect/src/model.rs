@@ -12,7 +12,7 @@ pub(crate) mod unit;
 pub use interrupts::{Descriptor, Interrupts, Queue, descriptor_name};
 pub use space::{Range, Space, Trouble};
 
-use crate::image::Memory;
+use crate::image::{Form, Memory};
 use crate::kho::{self, Kho};
 use crate::registers::Registers;
 use crate::tables::{Budget, Hardware, Top};
@@ -44,7 +44,7 @@ impl Default for Limits {
 /// Where to look for a handover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FindKho {
-    /// Look at the start of every frame, unless the image is large.
+    /// Look at the start of every frame, unless the image is large or has to be asked for frame by frame.
     #[default]
     Auto,
     /// Look at the start of every frame.
@@ -266,7 +266,7 @@ impl Model {
                 .map_err(|what| problems.push(Problem { at, subject: "handover".into(), what }))
                 .into_iter()
                 .collect(),
-            FindKho::Auto if memory.bytes() > SCAN_LIMIT => Vec::new(),
+            FindKho::Auto if memory.bytes() > SCAN_LIMIT || memory.form() == Form::Live => Vec::new(),
             FindKho::Auto | FindKho::Scan => kho::scan(memory),
         };
         let users = users(&units, spaces.len());

@@ -74,7 +74,8 @@ pub(super) fn number(text: &str) -> Result<u64, String> {
     u64::from_str_radix(&digits, 16).map_err(|_| format!("{text:?} is no number in hex"))
 }
 
-fn parse_kho(text: &str) -> Result<FindKho, String> {
+/// Parses where a handover is to be looked for.
+pub(super) fn parse_kho(text: &str) -> Result<FindKho, String> {
     Ok(match text {
         "auto" => FindKho::Auto,
         "scan" => FindKho::Scan,

@@ -8,8 +8,9 @@ use crate::image::Memory;
 use crate::model::{Attachment, Context, Mode, Model, Requester, Unit};
 use crate::tables::{self, Budget, Leaf, Stage, Top, Visit};
 use spec::PhysAddr;
+use spec::context::TranslationType;
 use spec::regs::{REGISTERS, offset};
-use spec::scalable::{PasidEntry, PasidTranslation};
+use spec::scalable::PasidTranslation;
 use std::io::Write;
 use std::ops::ControlFlow;
 
@@ -256,23 +257,24 @@ pub fn domain_translation_struct(
     result
 }
 
-/// The page table that Linux shows for it: in legacy mode it does not ask for the translation type.
+/// The page table that Linux shows for it: of nested ones the second stage; of any, as many levels as AW says.
 fn linux_top(requester: &Requester, attachment: &Attachment) -> Option<Top> {
-    let second = |table, levels| Some(Top { stage: Stage::Second, table, levels, through: None });
+    let top = |stage, table, levels| Some(Top { stage, table, levels, through: None });
     match (requester.context, attachment.pasid) {
-        (Context::Legacy(entry), _) => second(entry.top_table(), entry.levels()),
+        (Context::Legacy(entry), _) => match entry.translation_type() {
+            TranslationType::SecondStage | TranslationType::SecondStageDeviceTlb => {
+                top(Stage::Second, entry.top_table(), entry.levels())
+            }
+            TranslationType::PassThrough | TranslationType::Reserved => None,
+        },
         (Context::Scalable(_), Some(pasid)) => {
-            let entry: PasidEntry = pasid.entry;
+            let entry = pasid.entry;
+            let levels = entry.second_stage_levels();
             match entry.translation() {
-                PasidTranslation::SecondStage => {
-                    second(entry.second_stage_table(), entry.second_stage_levels())
+                PasidTranslation::FirstStage => top(Stage::First, entry.first_stage_table(), levels),
+                PasidTranslation::SecondStage | PasidTranslation::Nested => {
+                    top(Stage::Second, entry.second_stage_table(), levels)
                 }
-                PasidTranslation::FirstStage | PasidTranslation::Nested => Some(Top {
-                    stage: Stage::First,
-                    table: entry.first_stage_table(),
-                    levels: entry.first_stage_levels(),
-                    through: None,
-                }),
                 PasidTranslation::PassThrough | PasidTranslation::Reserved(_) => None,
             }
         }

@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const ANSWER: u64 = 64 << 20;
 /// Lines that may come before an answer: events.
 const EVENTS: usize = 10_000;
+/// Chunks kept at most; then all are dropped.
+const KEPT: usize = 16384;
 /// Bytes fetched at once.
 const CHUNK: u64 = 4096;
 
@@ -100,6 +102,9 @@ impl Monitor {
             let bytes = result.and_then(|_| std::fs::read(&self.file));
             // Whether it could be removed changes nothing about what was read.
             let _ = std::fs::remove_file(&self.file);
+            if self.kept.len() >= KEPT {
+                self.kept.clear();
+            }
             self.kept.insert(address, bytes?.into_boxed_slice());
         }
         Ok(self.kept.get(&address).map_or(&[][..], |bytes| bytes))
