@@ -207,7 +207,12 @@ fn outgoing(ram: &Ram) -> Result<PhysAddr, Box<dyn std::error::Error>> {
     update.preserve_requester(&mut ctx, Token(3), DEVICE)?;
 
     let scratch = [Extent::new(Frame::new(1024), 64).ok_or("scratch")?];
-    let input = FreezeInput { release: "1.0", update: 1, scratch: &scratch };
+    let input = FreezeInput {
+        release: "1.0",
+        update: 1,
+        scratch: &scratch,
+        reserved: liveupdate::ReservedMemory::CutOff,
+    };
     let mut words = vec![0; 1 << 14];
     let sealed = update
         .freeze(&mut ctx, &input, &mut audit::Scratch::new(&mut words), &mut |f| println!("{f}"))

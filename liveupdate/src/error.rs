@@ -242,6 +242,14 @@ pub enum FreezeError {
     },
     /// The auditor could not read the handover.
     Unreadable(audit::Unreadable),
+    /// Firmware reserved memory for the requester; it has a domain and is not preserved. Reduce it to its reserved memory
+    /// and preserve it so, or choose to cut it off.
+    Reserved {
+        /// Who.
+        requester: Requester,
+        /// The first of its reserved regions.
+        region: Extent,
+    },
     /// A preserved frame lies in the memory that the next kernel boots in (I9).
     InScratch(Frame),
     /// No room.
@@ -265,6 +273,10 @@ impl fmt::Display for FreezeError {
                 write!(f, "the audit found {count} violations, first: {first}")
             }
             Self::Unreadable(e) => write!(f, "the handover cannot be read back: {e}"),
+            Self::Reserved { requester, region } => write!(
+                f,
+                "{requester} has reserved memory {region} and is not preserved: reduce it to that, or choose to cut it off"
+            ),
             Self::InScratch(frame) => write!(f, "preserved frame {} lies in scratch memory", frame.start()),
             Self::Full(e) => e.fmt(f),
             Self::Keep(e) => e.fmt(f),

@@ -12,7 +12,7 @@ use crate::requester::Sources;
 use crate::roots;
 use crate::wire::{self, About, Registers};
 use spec::handover::{self, Header};
-use spec::{Extent, PAGE_SIZE, PhysAddr, SourceId, UnitId};
+use spec::{Extent, PAGE_SIZE, PhysAddr, Requester, SourceId, UnitId};
 
 /// Most units that one machine may have.
 pub const MAX_UNITS: usize = 64;
@@ -30,6 +30,19 @@ pub struct FreezeInput<'a> {
     pub update: u64,
     /// The memory that the next kernel boots in.
     pub scratch: &'a [Extent],
+    /// What becomes of requesters that firmware reserved memory for and that are not preserved.
+    pub reserved: ReservedMemory<'a>,
+}
+
+/// What becomes of a requester that firmware reserved memory for (RMRR, VT-d 8.4), that has a domain, and that nobody
+/// preserved. With a plain shutdown its DMA went on, because translation went off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReservedMemory<'a> {
+    /// It was reduced: attached to a domain that maps nothing but its reserved memory, and preserved so. A requester of
+    /// this list that has a domain and is not preserved refuses the freeze: somebody must think of it.
+    Reduced(&'a [(Requester, Extent)]),
+    /// It is cut off like everybody else.
+    CutOff,
 }
 
 /// The sealed handover.
@@ -101,6 +114,9 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
     ) -> Result<(Container, audit::Report), FreezeError> {
         check_input(self.host, input)?;
         self.check_unchanged(ctx)?;
+        if let ReservedMemory::Reduced(reserved) = input.reserved {
+            self.check_reserved(ctx, reserved)?;
+        }
         let about = About {
             release: input.release,
             update: input.update,
@@ -138,6 +154,26 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
                 }
                 self.check_entries(index, unit)
             })?;
+        }
+        Ok(())
+    }
+
+    /// That every requester with reserved memory that can reach anything is preserved.
+    fn check_reserved(
+        &self,
+        ctx: &mut MaySleep,
+        reserved: &[(Requester, Extent)],
+    ) -> Result<(), FreezeError> {
+        for (requester, region) in reserved {
+            let kept_unit =
+                self.host.unit_for(*requester).filter(|u| self.book.units.find(|k| k.id == u.id()).is_some());
+            let preserved = self.book.owners(requester.segment, requester.source).next().is_some();
+            let Some(unit) = kept_unit.filter(|_| !preserved) else { continue };
+            let entry =
+                unit.locked(ctx, |_| roots::find(self.host, unit.root().table(), requester.source))?;
+            if entry.is_some_and(|(_, entry)| entry.present()) {
+                return Err(FreezeError::Reserved { requester: *requester, region: *region });
+            }
         }
         Ok(())
     }

@@ -30,7 +30,9 @@ mod update {
     };
     pub use crate::cutoff::CutOff;
     pub use crate::error::{FreezeError, Full, PreserveError, UnpreserveError};
-    pub use crate::freeze::{Container, FreezeInput, MAX_SCRATCH, MAX_UNITS, NotFrozen, Sealed};
+    pub use crate::freeze::{
+        Container, FreezeInput, MAX_SCRATCH, MAX_UNITS, NotFrozen, ReservedMemory, Sealed,
+    };
     pub use crate::open::{OpenError, Opened, Part, open};
     pub use crate::outgoing::{DomainTablesOf, Outgoing, Totals};
     pub use crate::prune::CutOffEvent;

@@ -4,7 +4,7 @@
 
 use crate::config::{Scope, UnitConfig};
 use crate::memory::PAGE;
-use spec::SourceId;
+use spec::{Extent, SourceId};
 
 /// Where the RSDP lies, as in QEMU's firmware.
 pub const RSDP: u64 = 0xf_5230;
@@ -22,10 +22,13 @@ pub fn tables(
     host_width: u8,
     units: &[UnitConfig],
     root_bus: &[(SourceId, bool)],
+    reserved: &[(SourceId, Extent)],
 ) -> Vec<(u64, Vec<u8>)> {
     let (madt_at, dmar_at, rsdt_at) = (at, at + PAGE / 2, at + PAGE);
     let madt = table(*b"APIC", 3, &[0, 0, 0xe0, 0xfe, 1, 0, 0, 0]);
-    let dmar = table(*b"DMAR", 1, &dmar_body(host_width, units, root_bus));
+    let mut body = dmar_body(host_width, units, root_bus);
+    reserved.iter().for_each(|(function, memory)| rmrr(&mut body, *function, *memory));
+    let dmar = table(*b"DMAR", 1, &body);
     let entries: Vec<u8> = [madt_at, dmar_at].iter().flat_map(|a| (*a as u32).to_le_bytes()).collect();
     let rsdt = table(*b"RSDT", 1, &entries);
     vec![(madt_at, madt), (dmar_at, dmar), (rsdt_at, rsdt), (RSDP, rsdp(rsdt_at))]
@@ -83,6 +86,14 @@ fn dmar_body(host_width: u8, units: &[UnitConfig], root_bus: &[(SourceId, bool)]
     body
 }
 
+/// Reserved memory of one function of the root bus (VT-d 8.4).
+fn rmrr(out: &mut Vec<u8>, function: SourceId, memory: Extent) {
+    out.extend_from_slice(&[1, 0, 32, 0, 0, 0, 0, 0]);
+    out.extend_from_slice(&memory.start().get().to_le_bytes());
+    out.extend_from_slice(&(memory.start().get() + memory.bytes() - 1).to_le_bytes());
+    scope(out, SCOPE_ENDPOINT, function);
+}
+
 /// A device scope with a path of one step.
 fn scope(out: &mut Vec<u8>, kind: u8, function: SourceId) {
     out.extend_from_slice(&[kind, 8, 0, 0, 0, function.bus(), function.device(), function.function()]);
@@ -97,7 +108,7 @@ mod tests {
     fn every_table_sums_to_zero_and_states_its_length() {
         let root_bus: Vec<_> = Pci::scenario().root_bus().collect();
         let units = [UnitConfig::qemu_like(48)];
-        for (at, bytes) in tables(0x7f_0000, 48, &units, &root_bus) {
+        for (at, bytes) in tables(0x7f_0000, 48, &units, &root_bus, &[]) {
             assert_eq!(bytes.iter().fold(0u8, |s, b| s.wrapping_add(*b)), 0, "table at {at:#x}");
             let length = u32::from_le_bytes(bytes[4..8].try_into().unwrap());
             assert!(at == RSDP || length as usize == bytes.len());

@@ -3,7 +3,7 @@
 use crate::devices::Habits;
 use crate::faults::Faults;
 use spec::regs::{Cap, Ecap};
-use spec::{Segment, SourceId, UnitId};
+use spec::{Extent, Segment, SourceId, UnitId};
 
 /// CAP of QEMU's unit without its widths.
 const QEMU_CAP: u64 = 0x00d2_008c_2220_0006;
@@ -23,6 +23,9 @@ pub struct MachineConfig {
     pub host_width: u8,
     /// The remapping units, in the order of the DMAR table. One that covers everything else must come last.
     pub units: Vec<UnitConfig>,
+    /// Memory that firmware reserves, and for which function of the root bus (VT-d 8.4). It must lie in firmware's own
+    /// memory: the last MiB below the hole.
+    pub reserved: Vec<(SourceId, Extent)>,
     /// What every word of memory holds when the first kernel starts, but for firmware's tables. Few machines start with zeroes.
     pub residue: u64,
     /// What the capture stream brings.
@@ -124,6 +127,7 @@ impl MachineConfig {
             memory,
             host_width: address_width,
             units: vec![UnitConfig::qemu_like(address_width)],
+            reserved: Vec::new(),
             residue: RESIDUE,
             capture: Capture::default(),
             chatter: Vec::new(),

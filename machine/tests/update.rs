@@ -1,12 +1,14 @@
 //! The whole story on the built-in machine: on many kinds of hardware, with many seeds, with mistakes put in.
 
 use holdover_machine::devices::Habits;
-use holdover_machine::{Capture, MachineConfig, Run, RunConfig, Scope, TraceLine, UnitConfig, pci, run};
+use holdover_machine::{
+    Capture, Machine, MachineConfig, Run, RunConfig, Scope, TraceLine, UnitConfig, pci, run,
+};
 use scenario::event::Event;
 use scenario::platform::Mark;
 use scenario::story::{Mutant, Verdict};
-use spec::SourceId;
 use spec::fault::Reason;
+use spec::{Extent, PhysAddr, SourceId};
 
 const BASE: u64 = 0xfed9_0000;
 
@@ -257,4 +259,37 @@ fn mistakes_show_from_outside() {
 
     let stray = run_with(Mutant::StrayLeaf);
     assert_eq!(stray.verdict, Verdict::Refused);
+}
+
+/// Firmware's reserved memory in these tests: the last 16 KiB of a machine of 512 MiB.
+fn reserved_memory() -> Extent {
+    Extent::from_bytes(PhysAddr::new((512 << 20) - 0x4000), 0x4000).expect("whole pages")
+}
+
+#[test]
+fn a_requester_that_is_not_preserved_keeps_exactly_its_reserved_memory() {
+    let memory = reserved_memory();
+    let (first, last) = (memory.start().get(), memory.end().start().get() - 8);
+    let reserved = vec![(pci::EDU_B, memory)];
+    let reaches = |machine: &Machine, iova| machine.request(pci::EDU_B, iova, true);
+    let mut at_jump = Vec::new();
+    let config = RunConfig::new(MachineConfig { reserved, ..machine(5) }, 1);
+    let run = run(&config, &mut |machine, _| {
+        at_jump = [first, last, first - 8, last + 8, 0x0900_3000].map(|iova| reaches(machine, iova)).into();
+    });
+    assert_eq!(run.verdict, Verdict::Completed, "{:#?}", failures(&run));
+    assert_eq!(at_jump, [Some(first), Some(last), None, None, None], "at the jump");
+    assert_eq!(reaches(&run.machine, first), Some(first), "under the incoming kernel");
+    assert_eq!(reaches(&run.machine, first - 8), None, "under the incoming kernel");
+    let intact = |e: &Event| matches!(e, Event::Target { intact: true, .. });
+    assert_eq!(run.events().iter().filter(|e| intact(e)).count(), 2);
+}
+
+#[test]
+fn a_requester_with_reserved_memory_of_its_own_is_reduced_again_in_the_next_update() {
+    let config = MachineConfig { reserved: vec![(pci::EDU_B, reserved_memory())], ..machine(6) };
+    let run = play(&RunConfig::new(config, 2));
+    assert_eq!(run.verdict, Verdict::Completed, "{:#?}", failures(&run));
+    let first = reserved_memory().start().get();
+    assert_eq!(run.machine.request(pci::EDU_B, first, true), Some(first));
 }

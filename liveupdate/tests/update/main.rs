@@ -14,4 +14,5 @@ mod map;
 mod order;
 mod refusals;
 mod releases;
+mod reserved;
 mod scattered;

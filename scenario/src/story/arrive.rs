@@ -16,8 +16,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use iommu::DomainHandle;
 use liveupdate::host::{MaySleep, Unit};
-use liveupdate::{AdoptEvent, CutOffEvent, Incoming, Opened, Token};
-use spec::{PAGE_SIZE, PhysAddr};
+use liveupdate::{AdoptEvent, Incoming, Opened, Token};
+use spec::{Extent, PAGE_SIZE, PhysAddr, SourceId};
 
 /// An opened handover, with everything preserved reserved and everything else overwritten.
 pub(crate) struct Arrival<'s> {
@@ -68,6 +68,7 @@ pub(crate) fn adopt<'k, 'p, P: Platform + ?Sized>(
     ctx: &mut MaySleep,
     arrival: Arrival<'_>,
     mut log: FaultLog,
+    reserved: Vec<(SourceId, Extent)>,
 ) -> Result<Scene<'k, 'p, P>, Trouble> {
     let platform = kernel.platform();
     let Arrival { opened, mut phases } = arrival;
@@ -84,13 +85,18 @@ pub(crate) fn adopt<'k, 'p, P: Platform + ?Sized>(
     let start = platform.now();
     let mut events = Vec::new();
     let mut reserve = |unit, id| kernel.iommu.reserve_domain_id(unit, id).is_ok();
-    let incoming = checked.adopt(kernel, ctx, &mut reserve, &mut |event| events.push(event));
+    let incoming = checked.adopt(kernel, ctx, &mut reserve, &mut |event| {
+        // Entries are reported under the unit's lock, where nothing may allocate.
+        if !matches!(event, AdoptEvent::Entry(_)) {
+            events.push(event);
+        }
+    });
     log.harvest(kernel.machine, true);
     platform.mark(Mark::Adopted);
     let adopted_at = platform.now();
     phases.push(("adopt", start, adopted_at - start));
 
-    let scene = retrieve(kernel, ctx, incoming, log, &mut phases)?;
+    let scene = retrieve(kernel, ctx, incoming, (log, reserved), &mut phases)?;
     for (phase, start, duration) in phases {
         report_phase(platform, platform.release(), phase, start, duration);
     }
@@ -103,12 +109,11 @@ pub(crate) fn adopt<'k, 'p, P: Platform + ?Sized>(
 /// The handover cannot be adopted: nobody's DMA can be told from anybody else's, so all of it is blocked. Translation
 /// stays on.
 pub(crate) fn fail_closed<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, ctx: &mut MaySleep) {
-    let (mut cleared, mut confirmed) = (Vec::new(), true);
-    liveupdate::block_all(kernel, ctx, &mut |event| match event {
-        CutOffEvent::Cleared { requester, .. } => cleared.push(text::requester(requester)),
-        CutOffEvent::NotConfirmed(_) | CutOffEvent::Unreachable(_) => confirmed = false,
-        _ => {}
-    });
+    // Under a unit's lock nothing may allocate: what happens is noted, as past the point of no return.
+    let mut notes = Notes::EMPTY;
+    liveupdate::block_all(kernel, ctx, &mut |event| notes.note(event));
+    let cleared = notes.cleared.iter().map(text::requester).collect();
+    let confirmed = notes.confirmed.0 > 0 && notes.confirmed.1 == 0;
     let unit = kernel.iommu.units().first().map(|u| u.id().to_string()).unwrap_or_default();
     let platform = kernel.platform();
     platform.mark(Mark::CutOffDone);
@@ -120,7 +125,7 @@ fn retrieve<'k, 'p, P: Platform + ?Sized>(
     kernel: &'k Kernel<'k, 'p, P>,
     ctx: &mut MaySleep,
     mut incoming: Incoming<'k, '_, Kernel<'k, 'p, P>>,
-    log: FaultLog,
+    (log, reserved): (FaultLog, Vec<(SourceId, Extent)>),
     phases: &mut Vec<(&'static str, u64, u64)>,
 ) -> Result<Scene<'k, 'p, P>, Trouble> {
     let platform = kernel.platform();
@@ -155,6 +160,7 @@ fn retrieve<'k, 'p, P: Platform + ?Sized>(
             "other functions were preserved than this kernel drives",
         ));
     }
+    super::reduced::retrieve(kernel, ctx, &mut incoming, &reserved)?;
     phases.push(("retrieve", start, platform.now() - start));
     let start = platform.now();
     let cut = incoming.finish(ctx, &mut |_| {});
@@ -164,8 +170,19 @@ fn retrieve<'k, 'p, P: Platform + ?Sized>(
 
     let edus = scene::edus(platform, cast)?;
     let arrived_with = Some(notes);
-    let mut scene =
-        Scene { kernel, cast, memory, audio_domain, edu_domain, playing, capturing, edus, log, arrived_with };
+    let mut scene = Scene {
+        kernel,
+        cast,
+        memory,
+        audio_domain,
+        edu_domain,
+        playing,
+        capturing,
+        edus,
+        log,
+        reserved,
+        arrived_with,
+    };
     if Mutant::of(platform) == Some(Mutant::PoisonedPage) {
         poison_ahead(&mut scene)?;
     }
@@ -191,7 +208,7 @@ fn take_streams_over<'p, P: Platform + ?Sized>(
     Ok((playing, capturing))
 }
 
-fn retrieve_domain<'k, 'p, P: Platform + ?Sized>(
+pub(crate) fn retrieve_domain<'k, 'p, P: Platform + ?Sized>(
     kernel: &'k Kernel<'k, 'p, P>,
     ctx: &mut MaySleep,
     incoming: &mut Incoming<'k, '_, Kernel<'k, 'p, P>>,
@@ -207,13 +224,13 @@ fn retrieve_domain<'k, 'p, P: Platform + ?Sized>(
     Ok(handle)
 }
 
-fn retrieve_requester<'k, 'p, P: Platform + ?Sized>(
+pub(crate) fn retrieve_requester<'k, 'p, P: Platform + ?Sized>(
     kernel: &'k Kernel<'k, 'p, P>,
     ctx: &mut MaySleep,
     incoming: &mut Incoming<'k, '_, Kernel<'k, 'p, P>>,
     token: Token,
     domain: DomainHandle,
-) -> Result<spec::SourceId, Trouble> {
+) -> Result<SourceId, Trouble> {
     let mut aliases = Vec::new();
     let retrieved = incoming.retrieve_requester(token, &mut |alias| aliases.push(alias));
     let requester = retrieved.map_err(Trouble::at("retrieve a requester"))?.requester;

@@ -13,6 +13,7 @@ mod mutant;
 mod notes;
 mod plan;
 mod poison;
+mod reduced;
 mod scene;
 mod store;
 mod trouble;
@@ -92,9 +93,9 @@ fn live<P: Platform + ?Sized>(platform: &P, handover: Option<PhysAddr>, update: 
     let iommu = iommu.map_err(Trouble::at("start the driver"))?;
     let kernel = host::Kernel::new(&machine, &iommu, &buses);
     let scene = match opened {
-        Some(Ok(opened)) => arrive::adopt(&kernel, &mut ctx, opened, log),
+        Some(Ok(opened)) => arrive::adopt(&kernel, &mut ctx, opened, log, units.reserved().to_vec()),
         Some(Err(trouble)) => Err(trouble),
-        None => Scene::start(&kernel, &mut ctx, log),
+        None => Scene::start(&kernel, &mut ctx, log, units.reserved().to_vec()),
     };
     let mut scene = match scene {
         Ok(scene) => scene,

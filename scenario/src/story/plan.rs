@@ -1,7 +1,7 @@
 //! Where things are in the devices' address spaces, and what they are called across the update.
 
 use liveupdate::Token;
-use spec::{Iova, PAGE_SIZE};
+use spec::{Iova, PAGE_SIZE, SourceId};
 
 /// A token out of eight letters: all 64 bits count.
 const fn named(name: [u8; 8]) -> Token {
@@ -26,6 +26,12 @@ pub(crate) const EDU_DOMAIN: Token = named(*b"edu-io  ");
 pub(crate) const AUDIO: Token = named(*b"audio   ");
 /// The preserved edu.
 pub(crate) const EDU: Token = named(*b"edu     ");
+
+/// The name of what belongs to a requester that is reduced to its reserved memory: `kind` is `b'd'` for its domain, `b'r'`
+/// for itself, a digit for each region.
+pub(crate) const fn reduced(kind: u8, source: SourceId) -> Token {
+    Token(u64::from_be_bytes(*b"rmrr\0\0\0\0") | (kind as u64) << 16 | source.raw() as u64)
+}
 
 /// What a token is called in events.
 pub(crate) fn name(token: Token) -> alloc::string::String {

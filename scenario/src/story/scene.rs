@@ -55,6 +55,8 @@ pub(crate) struct Scene<'k, 'p, P: Platform + ?Sized> {
     pub(crate) capturing: Stream<'p, P>,
     pub(crate) edus: [Edu<'p, P>; 3],
     pub(crate) log: FaultLog,
+    /// Memory that firmware reserved, and for whom.
+    pub(crate) reserved: Vec<(SourceId, Extent)>,
     /// What the predecessor left, in a kernel that arrived.
     pub(crate) arrived_with: Option<Notes>,
 }
@@ -65,6 +67,7 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
         kernel: &'k Kernel<'k, 'p, P>,
         ctx: &mut MaySleep,
         log: FaultLog,
+        reserved: Vec<(SourceId, Extent)>,
     ) -> Result<Self, Trouble> {
         let platform = kernel.platform();
         report_functions(kernel);
@@ -95,6 +98,7 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
             capturing,
             edus,
             log,
+            reserved,
             arrived_with,
         };
         scene.exercise()?;
@@ -321,6 +325,10 @@ fn expose<P: Platform + ?Sized>(
     memory: Memory,
 ) -> Result<(), Trouble> {
     for (index, source) in [cast.cut, cast.hidden].into_iter().enumerate() {
+        if kernel.iommu.domain_of(requester(source)).is_some() {
+            // It arrived reduced to its reserved memory.
+            kernel.iommu.detach(ctx, requester(source)).map_err(Trouble::at("detach a device"))?;
+        }
         let domain = domain(kernel, ctx, source)?;
         let page = memory.targets.start().plus(PAGE_SIZE * index as u64).frame();
         map(kernel, ctx, domain, plan::EDU_IOVA, Extent::one(page))?;

@@ -4,7 +4,7 @@ use super::host::{Kernel, Machine};
 use super::notes::Notes;
 use super::scene::{Scene, differs, requester};
 use super::trouble::Trouble;
-use super::{End, Mutant, Verdict, judge, plan};
+use super::{End, Mutant, Verdict, judge, plan, reduced};
 use crate::event::{Checked, Event, Violation};
 use crate::platform::{Mark, Platform};
 use crate::text;
@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
 use iommu::DomainHandle;
 use liveupdate::host::{Atomic, MaySleep, TableMemory};
-use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, Sealed, Token};
+use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, ReservedMemory, Sealed, Token};
 use spec::{PAGE_SIZE, PhysAddr, SourceId};
 
 /// Time between the starts of the two transfers that will be refused, so that a unit with a single fault record can hold
@@ -39,7 +39,10 @@ pub(crate) fn run<P: Platform + ?Sized>(
     }
     let mut store = super::store::Store::new();
     let mut outgoing = Outgoing::new(scene.kernel, store.storage());
-    timed(platform, "preserve", || preserve(&scene, &mut outgoing, &mut ctx))?;
+    timed(platform, "preserve", || {
+        preserve(&scene, &mut outgoing, &mut ctx)?;
+        reduced::preserve(&scene, &mut outgoing, &mut ctx)
+    })?;
     announce(&scene);
     if Mutant::of(platform) == Some(Mutant::StrayLeaf) {
         bend_leaf(&scene)?;
@@ -112,7 +115,7 @@ fn preserve<'k, 'p, P: Platform + ?Sized>(
     Ok(())
 }
 
-fn preserve_domain<'k, 'p, P: Platform + ?Sized>(
+pub(crate) fn preserve_domain<'k, 'p, P: Platform + ?Sized>(
     kernel: &Kernel<'k, 'p, P>,
     outgoing: &mut Outgoing<'k, '_, Kernel<'k, 'p, P>>,
     ctx: &mut MaySleep,
@@ -154,7 +157,10 @@ fn freeze<'k, 's, 'p, P: Platform + ?Sized>(
 ) -> Result<Option<Sealed<'k, 's, Kernel<'k, 'p, P>>>, Trouble> {
     let platform = scene.platform();
     let homes: Vec<_> = platform.successor_home().into_iter().collect();
-    let input = FreezeInput { release: platform.release(), update, scratch: &homes };
+    let reserved: Vec<_> =
+        scene.reserved.iter().map(|(source, region)| (requester(*source), *region)).collect();
+    let reserved = ReservedMemory::Reduced(&reserved);
+    let input = FreezeInput { release: platform.release(), update, scratch: &homes, reserved };
     let mut words = super::store::audit_words();
     let mut findings = Vec::new();
     #[allow(clippy::result_large_err)] // the error is the whole outgoing side, handed back

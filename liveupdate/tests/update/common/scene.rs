@@ -133,7 +133,12 @@ pub fn freeze<'h, 's>(
     ctx: &mut MaySleep,
 ) -> Result<Sealed<'h, 's, Machine>, NotFrozen<'h, 's, Machine>> {
     let mut words = vec![0; 1 << 15];
-    let input = FreezeInput { release: "1.0-test", update: 1, scratch: &[scratch()] };
+    let input = FreezeInput {
+        release: "1.0-test",
+        update: 1,
+        scratch: &[scratch()],
+        reserved: liveupdate::ReservedMemory::CutOff,
+    };
     outgoing.freeze(ctx, &input, &mut audit::Scratch::new(&mut words), &mut |_| ())
 }
 
