@@ -94,7 +94,8 @@ fn all_registers(sources: &Sources, bases: &[u64]) -> Result<Vec<Registers>, Str
         }
         let window = registers::window(&sources.devices, base).map_err(|error| {
             format!(
-                "registers at {base:#x}: {} does not have them, and {}",
+                "registers at {base:#x}: {} does not have them, and {}; a kernel with IOMMU_DEBUGFS shows them, and one \
+                 booted with iomem=relaxed lets root read them",
                 sources.regset.display(),
                 named(&sources.devices, error)
             )

@@ -149,6 +149,26 @@ fn an_extract_answers_as_the_image_does() {
     }
 }
 
+/// Debian's 6.1 under QEMU: captured by itself, and seen from outside through QEMU's monitor right afterwards.
+#[test]
+fn what_a_kernel_captures_of_itself_is_what_is_seen_from_outside() {
+    for (mode, leaves) in [("legacy", 4120), ("scalable", 4120), ("pass-through", 0)] {
+        let open = |view: &str| {
+            let path = folder("deb61").join(format!("{mode}-{view}.pages.zst"));
+            let memory = image::open(&path, Options::default()).unwrap();
+            let units = registers::parse(&carried(&memory), USUAL_BASE).unwrap();
+            let model = Model::build(&memory, units, Hardware::default(), FindKho::Scan, Limits::default());
+            assert!(model.is_whole(), "{mode} {view}: {:?}", model.units[0].problems);
+            (memory, model)
+        };
+        let ((memory, inside), (outside_memory, outside)) = (open("captured"), open("qmp"));
+        let count: u64 = inside.spaces.iter().map(|space| space.leaf_count()).sum();
+        assert_eq!(count, leaves, "{mode}");
+        assert_eq!(holdover_inspect::diff::diff(&inside, &outside), []);
+        assert_eq!(said(&memory, &inside)["domains"], said(&outside_memory, &outside)["domains"], "{mode}");
+    }
+}
+
 #[test]
 fn raw_memory_says_what_its_extract_says() {
     let Some(shared) = std::env::var_os("HOLDOVER_SHARED") else { return };
