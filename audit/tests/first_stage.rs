@@ -144,7 +144,7 @@ fn without_an_entry_that_lets_hardware_write_them_the_second_stages_bits_are_sea
     let word = world.memory.read(world::A_L0, 1)[0];
     world.memory.write(world::A_L0, &[word | 1 << 8]);
     assert!(matches!(world.only().what, What::Differs { item: Item::DomainDigest, .. }));
-    // Scalable mode: no entry that names the domain has the bit, not even as parent.
+    // Scalable mode: one entry that names the domain is enough.
     let mut world = World::scalable_arrived();
     let ats = [(world::scalable::TABLE_0, 0, 0), (world::scalable::TABLE_64, 70, 2)];
     for (table, pasid, ordinal) in ats {
@@ -153,7 +153,11 @@ fn without_an_entry_that_lets_hardware_write_them_the_second_stages_bits_are_sea
     let at = pasid_at(world::scalable::TABLE_OF_10, 1);
     let mut all = world.clone();
     all.change_pasid(at, Some(4), |entry| entry.with_ssade(false));
-    for (mut world, violations) in [(world, 0), (all, 1)] {
+    // Or as parent alone.
+    let mut parent = all.clone();
+    let ats = (pasid_at(world::scalable::TABLE_64, 70), Some(2));
+    parent.change_pasid(ats.0, ats.1, |entry| entry.with_ssade(true));
+    for (mut world, violations) in [(world, 0), (all, 1), (parent, 0)] {
         let word = world.memory.read(S + 0x3000, 1)[0];
         world.memory.write(S + 0x3000, &[word | 1 << 9]);
         assert_eq!(world.findings().len(), violations);
@@ -172,6 +176,21 @@ fn pointers_below_a_second_stage_are_the_parents_addresses() {
     // A physical address is none of the parent's.
     let world = with(at, &[to(N_LEAVES).raw()]);
     only(&world, Invariant::I1, at, What::TableBeyondParent { table: N_LEAVES, level: 2 });
+}
+
+#[test]
+fn nothing_is_translated_through_tables_that_the_parent_did_not_declare() {
+    // A table that nobody declared, and one of another domain.
+    for table in [0x600_0000, F + 0x3000] {
+        let mut world = World::scalable_arrived();
+        let leaves = world.memory.read(S + 0x3000, 512);
+        world.memory.write(0x600_0000, &leaves);
+        world.memory.write(S + 0x2000, &[entry_to(table).raw()]);
+        world.digest();
+        world.seal();
+        let finding = world.find(|what| *what == What::TableBeyondParent { table: 0, level: 3 });
+        assert_eq!((finding.invariant, finding.domain), (Invariant::I1, Some(TOKENS[2])));
+    }
 }
 
 #[test]

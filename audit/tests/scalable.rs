@@ -425,6 +425,11 @@ fn records_of_pasid_structures_that_lie_are_found() {
     found(&world, Invariant::I4, at(&world, kind::ATTACHMENT, 3), What::NoPasidTable { pasid: 40000 });
     let world = damaged(|world| world.pasids[0].first_pasid = 128 * 64);
     found(&world, Invariant::I4, at(&world, kind::PASID_TABLES, 0), What::NoPasidTable { pasid: 8192 });
+    let world = damaged(|world| {
+        world.pasids[0].first_pasid = 128 * 64;
+        world.attachments[5].pasid = 128 * 64 + 2;
+    });
+    found(&world, Invariant::I4, at(&world, kind::ATTACHMENT, 5), What::NoPasidTable { pasid: 8194 });
     let world = damaged(|world| world.pasids.truncate(5));
     found(&world, Invariant::I4, UPPER, What::NoPasidDirectory);
     let world = damaged(|world| world.pasids.push(world.pasids[3]));
