@@ -9,10 +9,10 @@
 use crate::chance::Chance;
 use crate::known::KNOWN;
 use crate::mode::Mode;
-use crate::program::{self, Forget, Registers};
+use crate::program::{self, Forget, Queue, Registers};
 use crate::qtest;
 use crate::rig::{DATA, MEMORY, MEMORY_START, Recorded, Rig, SLOTS, SOURCES};
-use crate::tables::{Tables, Words};
+use crate::tables::{ARENA, ARENA_BYTES, Tables, Words};
 use crate::tally::Tally;
 use anyhow::{Context, Result, ensure};
 use machine::vtd::Outcome;
@@ -94,8 +94,14 @@ pub struct Comparison {
     /// Requests of this batch whose data are still in the devices.
     reads: Vec<(usize, usize, Case)>,
     used: [(usize, usize); SOURCES.len()],
+    /// The queue, once invalidations go through it.
+    queue: Option<Queue>,
     /// Requests made before, to be made again.
     asked: Vec<(usize, u64)>,
+    /// Those of them that reached memory.
+    reached: Vec<(usize, u64)>,
+    /// The one whose tables changed last.
+    focus: Option<(usize, u64)>,
 }
 
 impl Comparison {
@@ -123,7 +129,10 @@ impl Comparison {
             tally: Tally::default(),
             reads: Vec::new(),
             used: Default::default(),
+            queue: None,
             asked: Vec::new(),
+            reached: Vec::new(),
+            focus: None,
         };
         for register in [offset::CAP, offset::ECAP] {
             let (ours, theirs) = (comparison.twin.read(register, 8), comparison.rig.read(register, 8)?);
@@ -141,6 +150,10 @@ impl Comparison {
     /// When QEMU fails; disagreements are no error here.
     pub fn run(mut self, requests: u64) -> Result<Tally> {
         while self.tally.requests < requests && self.tally.disagreements.len() < MESSAGES_MAX {
+            // There is no register to invalidate PASID entries with.
+            if self.queue.is_none() && (self.mode.is_scalable() || self.tally.requests >= requests / 2) {
+                self.start_queue()?;
+            }
             self.batch().with_context(|| format!("after {} requests", self.tally.requests))?;
         }
         for (at, word) in self.rig.strays()? {
@@ -159,11 +172,20 @@ impl Comparison {
         self.forget_all()?;
         self.everywhere(|unit| program::translate(unit, true))?;
         self.asked.clear();
+        self.reached.clear();
+        self.focus = None;
         self.requests(60)?;
         for _ in 0..3 {
             self.touch()?;
-            let change = self.tables.change();
+            let focus = self.reached_before();
+            self.focus = Some(focus);
+            let on_the_way = focus.1;
+            let (change, whose) = self.tables.change(on_the_way);
             self.store(&change)?;
+            if let Some(source) = whose {
+                let domain = self.domain_of(source);
+                self.forget(Forget::Source(source, domain))?;
+            }
             self.requests(40)?;
             self.forget_some()?;
             self.requests(30)?;
@@ -172,6 +194,7 @@ impl Comparison {
             self.requests(20)?;
         }
         self.everywhere(|unit| program::translate(unit, false))?;
+        self.compare_tables()?;
         self.unload_buffers()
     }
 
@@ -193,31 +216,57 @@ impl Comparison {
     }
 
     fn forget_all(&mut self) -> Result<()> {
-        self.everywhere(|unit| program::forget(unit, Forget::All))
+        self.forget(Forget::All)
     }
 
     fn forget_some(&mut self) -> Result<()> {
-        let what = match self.some_domain() {
-            Some((source, domain)) => match self.chance.below(3) {
-                0 => Forget::Source(source, domain),
-                1 => Forget::Domain(domain),
-                _ => {
-                    let iova = self.pick().1 & ((1 << self.mode.width()) - 1);
-                    let (order, leaf_only) = (self.chance.below(19) as u8, self.chance.percent(50));
-                    Forget::Pages { domain, iova, order, leaf_only }
-                }
-            },
-            None => return Ok(()),
+        let source = self.chance.one_of(&SOURCES);
+        let domain = self.domain_of(source);
+        let what = match (self.chance.below(3), self.mode) {
+            (0, _) => Forget::Source(source, domain),
+            (1, Mode::FirstStage) => Forget::Pasid(domain),
+            (1, _) => Forget::Domain(domain),
+            (_, Mode::FirstStage) => {
+                let (iova, order) = (self.pick().1, self.chance.below(19) as u8);
+                Forget::PasidPages { domain, iova, order }
+            }
+            _ => {
+                let iova = self.pick().1 & ((1 << self.mode.width()) - 1);
+                let (order, leaf_only) = (self.chance.below(19) as u8, self.chance.percent(50));
+                Forget::Pages { domain, iova, order, leaf_only }
+            }
         };
-        self.everywhere(|unit| program::forget(unit, what))
+        self.forget(what)
     }
 
-    /// A source and the domain id that it had at the last full invalidation.
-    fn some_domain(&mut self) -> Option<(SourceId, u16)> {
-        let source = self.chance.one_of(&SOURCES);
-        let entry = self.tables.context_address(source);
-        let word = self.before.load(entry + 8).ok()?;
-        Some((source, (word >> 8) as u16))
+    /// Makes all units forget that cache anything.
+    fn forget(&mut self, what: Forget) -> Result<()> {
+        let Self { rig, twin, greedy, queue, .. } = self;
+        let units: [&mut dyn Registers; 3] = [rig, twin, greedy];
+        let before = *queue;
+        for (unit, name) in units.into_iter().zip(["QEMU", "the twin", "the greedy unit"]) {
+            match before {
+                Some(before) => *queue = Some(before.forget(unit, what).context(name)?),
+                None => program::forget(unit, what).context(name)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// From here on, invalidations go through the queue.
+    fn start_queue(&mut self) -> Result<()> {
+        let queue = Queue::new(self.mode == Mode::FirstStage, self.mode.is_scalable());
+        let Self { rig, twin, greedy, .. } = self;
+        let units: [&mut dyn Registers; 3] = [rig, twin, greedy];
+        units.into_iter().try_for_each(|unit| queue.start(unit))?;
+        self.queue = Some(queue);
+        Ok(())
+    }
+
+    /// The domain id that a source had at the last full invalidation.
+    fn domain_of(&self, source: SourceId) -> u16 {
+        let (at, shift) = self.tables.domain_address(source);
+        (self.before.load(at).unwrap_or(0) >> shift) as u16
     }
 
     /// One request of every source, so that each unit has seen each context before it changes. (QEMU looks at contexts
@@ -239,9 +288,21 @@ impl Comparison {
         Ok(())
     }
 
+    /// A request that reached memory, if there was one.
+    fn reached_before(&mut self) -> (usize, u64) {
+        if self.reached.is_empty() {
+            return self.pick();
+        }
+        let i = self.chance.below(self.reached.len() as u64) as usize;
+        self.reached[i]
+    }
+
     /// A request that was made before, or a new one.
     fn pick(&mut self) -> (usize, u64) {
-        if !self.asked.is_empty() && self.chance.percent(55) {
+        if let Some(focus) = self.focus.filter(|_| self.chance.percent(15)) {
+            return focus;
+        }
+        if !self.asked.is_empty() && self.chance.percent(65) {
             let i = self.chance.below(self.asked.len() as u64) as usize;
             return self.asked[i];
         }
@@ -253,8 +314,7 @@ impl Comparison {
     fn request(&mut self, device: usize, iova: u64, write: bool) -> Result<()> {
         let source = SOURCES[device];
         let fresh = [&mut self.now, &mut self.before].map(|unit| {
-            // These two cannot fail: the unit is a simulated one.
-            let _ = program::forget(unit, Forget::All);
+            unit.forget_everything();
             unit.request(source, iova, 8, write)
         });
         let (reads, writes) = self.used[device];
@@ -269,6 +329,9 @@ impl Comparison {
                     "{source} {iova:#x} write {write}: the {name} says {answer:?}, tables {fresh:?}"
                 ));
             }
+        }
+        if matches!(twin.outcome, Outcome::To(_)) && twin.fault.is_none() {
+            self.reached.push((device, iova));
         }
         let slot = if write { READ_SLOTS + writes } else { reads };
         *(if write { &mut self.used[device].1 } else { &mut self.used[device].0 }) += 1;
@@ -351,6 +414,18 @@ impl Comparison {
         }
     }
 
+    /// Compares all tables, with the accessed and dirty bits that the units wrote.
+    fn compare_tables(&mut self) -> Result<()> {
+        for (at, seen) in (ARENA..).step_by(8).zip(self.rig.words(ARENA, ARENA + ARENA_BYTES)?) {
+            let expected = self.twin.load(at).unwrap_or(0);
+            if seen != expected {
+                let number = self.tally.requests;
+                self.complain(format!("after {number}: the entry at {at:#x} is {seen:#x}, the twin's {expected:#x}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Fills the devices' buffers: zeroes to read into, tags to write.
     fn load_buffers(&mut self) -> Result<()> {
         for device in 0..SOURCES.len() {
@@ -358,7 +433,7 @@ impl Comparison {
             for (slot, word) in words.iter_mut().enumerate().skip(READ_SLOTS) {
                 *word = tag(device, slot);
             }
-            self.rig.load(device, &words)?;
+            self.rig.fill_buffer(device, &words)?;
         }
         self.used = Default::default();
         Ok(())
@@ -368,7 +443,7 @@ impl Comparison {
     fn unload_buffers(&mut self) -> Result<()> {
         let mut buffers = Vec::new();
         for device in 0..SOURCES.len() {
-            buffers.push(self.rig.unload(device)?);
+            buffers.push(self.rig.buffer(device)?);
         }
         for (device, slot, mut case) in std::mem::take(&mut self.reads) {
             // What nothing answered reads as zero.

@@ -14,5 +14,6 @@ pub mod mode;
 pub mod program;
 pub mod qtest;
 pub mod rig;
+mod scalable;
 pub mod tables;
 pub mod tally;

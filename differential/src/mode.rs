@@ -10,6 +10,10 @@ pub enum Mode {
     Legacy39,
     /// Legacy mode, tables of three and four levels.
     Legacy48,
+    /// Scalable mode, second-stage tables of three and four levels.
+    SecondStage,
+    /// Scalable mode, first-stage tables of four levels.
+    FirstStage,
 }
 
 impl Mode {
@@ -18,20 +22,44 @@ impl Mode {
     pub fn width(self) -> u8 {
         match self {
             Self::Legacy39 => 39,
-            Self::Legacy48 => 48,
+            Self::Legacy48 | Self::SecondStage | Self::FirstStage => 48,
         }
+    }
+
+    /// Whether QEMU of this major version has it.
+    #[must_use]
+    pub fn is_in(self, qemu_major: u32) -> bool {
+        self != Self::FirstStage || qemu_major >= 10
+    }
+
+    /// Whether requests find their tables through PASID tables.
+    #[must_use]
+    pub fn is_scalable(self) -> bool {
+        matches!(self, Self::SecondStage | Self::FirstStage)
     }
 
     /// QEMU's device with this configuration.
     #[must_use]
     pub fn qemu_device(self) -> String {
-        format!("intel-iommu,intremap=on,aw-bits={}", self.width())
+        let scalable = match self {
+            Self::Legacy39 | Self::Legacy48 => "",
+            Self::SecondStage => ",x-scalable-mode=on",
+            Self::FirstStage => ",x-scalable-mode=on,x-flts=on",
+        };
+        format!("intel-iommu,intremap=on,aw-bits={}{scalable}", self.width())
     }
 
     /// The simulated unit with this configuration.
     #[must_use]
     pub fn unit(self, caching: Caching) -> UnitConfig {
-        UnitConfig { caching, ..UnitConfig::qemu_like(self.width()) }
+        let unit = UnitConfig { caching, ..UnitConfig::qemu_like(self.width()) };
+        match self {
+            Self::Legacy39 | Self::Legacy48 => unit,
+            Self::SecondStage => unit.with_ecap(|e| e.with_smts(true).with_ssts(true).with_srs(true)),
+            Self::FirstStage => {
+                unit.with_ecap(|e| e.with_smts(true).with_fsts(true)).with_cap(|c| c.with_fs1gp(true))
+            }
+        }
     }
 }
 
@@ -40,6 +68,8 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Legacy39 => "legacy, 39 bits",
             Self::Legacy48 => "legacy, 48 bits",
+            Self::SecondStage => "scalable, second stage",
+            Self::FirstStage => "scalable, first stage",
         })
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The processor runs one `hlt` out of a firmware image of that; with `-icount sleep=off` QEMU's clock then jumps from one
 //! timer to the next, so that edu's 100 ms pass at once. Each edu device has a buffer of its own: data that it read stay
-//! there until [`Rig::unload`] writes them, untranslated, into memory, and data that it shall write are brought there by
-//! [`Rig::load`] beforehand. So a request under test causes one access and no other.
+//! there until [`Rig::buffer`] writes them, untranslated, into memory, and data that it shall write are brought there by
+//! [`Rig::fill_buffer`] beforehand. So a request under test causes one access and no other.
 
 use crate::mode::Mode;
 use crate::program::Registers;
@@ -141,9 +141,7 @@ impl Rig {
     /// # Errors
     /// When memory cannot be read.
     pub fn strays(&self) -> Result<Vec<(u64, u64)>> {
-        let mut bytes = vec![0; (MEMORY - DATA) as usize];
-        self.memory.read_exact_at(&mut bytes, DATA)?;
-        let words = bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
+        let words = self.words(DATA, MEMORY)?.into_iter();
         let found: Vec<_> = (DATA..).step_by(8).zip(words).filter(|(at, word)| at != word).collect();
         for &(at, _) in &found {
             self.store(at, at)?;
@@ -169,11 +167,21 @@ impl Rig {
         Ok(self.memory.write_all_at(&value.to_le_bytes(), at)?)
     }
 
+    /// The words from `start` to `end`.
+    ///
+    /// # Errors
+    /// When memory cannot be read.
+    pub fn words(&self, start: u64, end: u64) -> Result<Vec<u64>> {
+        let mut bytes = vec![0; (end - start) as usize];
+        self.memory.read_exact_at(&mut bytes, start)?;
+        Ok(bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect())
+    }
+
     /// Brings `words` into the buffer of a device. Translation must be off.
     ///
     /// # Errors
     /// When QEMU is gone.
-    pub fn load(&mut self, device: usize, words: &[u64; SLOTS]) -> Result<()> {
+    pub fn fill_buffer(&mut self, device: usize, words: &[u64; SLOTS]) -> Result<()> {
         let staging = STAGING + 4096 * device as u64;
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         self.memory.write_all_at(&bytes, staging)?;
@@ -185,7 +193,7 @@ impl Rig {
     ///
     /// # Errors
     /// When QEMU is gone.
-    pub fn unload(&mut self, device: usize) -> Result<[u64; SLOTS]> {
+    pub fn buffer(&mut self, device: usize) -> Result<[u64; SLOTS]> {
         let staging = STAGING + 4096 * device as u64;
         self.transfer(device, EDU_BUFFER, staging, 8 * SLOTS as u64, EDU_START | EDU_TO_MEMORY)?;
         let mut words = [0; SLOTS];
@@ -246,6 +254,12 @@ impl Registers for Rig {
     fn write(&mut self, at: u64, bytes: u64, value: u64) -> Result<()> {
         self.client.exchange(Commands::default().write(UNIT + at, bytes, value))?;
         Ok(())
+    }
+    fn load(&mut self, at: u64) -> Result<u64> {
+        self.word(at)
+    }
+    fn store(&mut self, at: u64, word: u64) -> Result<()> {
+        Self::store(self, at, word)
     }
 }
 

@@ -6,18 +6,21 @@
 use crate::chance::Chance;
 use crate::mode::Mode;
 use crate::rig::{DATA, MEMORY, SOURCES};
-use spec::SourceId;
+use spec::{SourceId, second_stage};
 use spec::context::ContextEntry;
 use spec::regs::RootAddr;
 use spec::root::RootEntry;
 use std::collections::BTreeMap;
 
+use crate::scalable::pasid_table;
+
 /// Where all tables lie.
 pub const ARENA: u64 = 0x10_0000;
 /// Bytes of it.
 pub const ARENA_BYTES: u64 = 64 << 12;
-const ROOT: u64 = ARENA;
-const CONTEXTS: [u64; 2] = [ARENA + 0x1000, ARENA + 0x2000];
+pub(crate) const ROOT: u64 = ARENA;
+/// Context tables: of bus 0 and bus 1, and in scalable mode those of the upper halves.
+pub(crate) const CONTEXTS: [u64; 4] = [ARENA + 0x1000, ARENA + 0x2000, ARENA + 0x3000, ARENA + 0x4000];
 const POOL: u64 = ARENA + 0x10_000;
 /// Frames for the tables of each level.
 const LEVEL_FRAMES: u64 = 3;
@@ -34,8 +37,8 @@ pub type Words = BTreeMap<u64, u64>;
 
 /// Makes tables and addresses for one mode.
 pub struct Tables {
-    mode: Mode,
-    chance: Chance,
+    pub(crate) mode: Mode,
+    pub(crate) chance: Chance,
 }
 
 impl Tables {
@@ -48,7 +51,7 @@ impl Tables {
     /// The root table's address: nearly always that of the tables.
     pub fn root(&mut self) -> RootAddr {
         let table = if self.chance.percent(1) { HOLE } else { ROOT };
-        RootAddr::ZERO.with_rta(table >> 12)
+        RootAddr::ZERO.with_rta(table >> 12).with_ttm(self.mode.is_scalable().into())
     }
 
     /// Everything anew: each word of the arena.
@@ -59,6 +62,7 @@ impl Tables {
         }
         for source in SOURCES {
             words.extend(self.context_entry(source));
+            words.extend(self.pasid_entries(source));
         }
         for level in 0..LEVELS {
             for frame in 0..LEVEL_FRAMES {
@@ -70,23 +74,31 @@ impl Tables {
         words
     }
 
-    /// One entry anew, of any kind.
-    pub fn change(&mut self) -> Words {
-        match self.chance.weighted(&[80, 15, 5]) {
+    /// One entry anew, of any kind, likely on the way of `iova`. With a source when it is the PASID entry of that source,
+    /// which must be invalidated before the source asks again: QEMU looks at part of such an entry at each request and at
+    /// the rest when the context entry is read, so that in between it sees neither the old entry nor the new one.
+    pub fn change(&mut self, iova: u64) -> (Words, Option<SourceId>) {
+        let words = match self.chance.weighted(&[80, 15, 5]) {
             0 => {
-                let level = self.chance.below(LEVELS);
-                let at = self.some_table(level) + 8 * self.chance.one_of(&INDICES);
+                let level = self.chance.weighted(&[50, 25, 15, 10]) as u64;
+                let index = second_stage::index(iova, level as u8);
+                let index = if INDICES.contains(&index) { index } else { self.chance.one_of(&INDICES) };
+                let at = self.some_table(level) + 8 * index;
                 Words::from([(at, self.paging_entry(level))])
             }
             1 => {
                 let source = self.chance.one_of(&SOURCES);
+                if self.mode.is_scalable() && self.chance.percent(60) {
+                    return (self.pasid_entries(source), Some(source));
+                }
                 self.context_entry(source)
             }
             _ => {
                 let bus = self.chance.below(2);
                 self.root_entry(bus)
             }
-        }
+        };
+        (words, None)
     }
 
     /// An address that the tables may map, a multiple of 8.
@@ -102,20 +114,24 @@ impl Tables {
             };
             iova |= index << (12 + 9 * level);
         }
+        let iova = if self.mode == Mode::FirstStage { canonical(iova) } else { iova };
         match self.chance.weighted(&[91, 5, 2, 2]) {
             0 => iova,
-            1 => iova | 1 << (30 + self.chance.below(34)),
+            1 => iova ^ 1 << (30 + self.chance.below(34)),
             2 => INTERRUPTS + self.chance.below(1 << 17) * 8,
             // Where the machine has memory, for sources that pass through.
             _ => DATA + self.chance.below((MEMORY - DATA) / 8) * 8,
         }
     }
 
-    fn some_table(&mut self, level: u64) -> u64 {
+    pub(crate) fn some_table(&mut self, level: u64) -> u64 {
         table(level, self.chance.below(LEVEL_FRAMES))
     }
 
     fn root_entry(&mut self, bus: u64) -> Words {
+        if self.mode.is_scalable() {
+            return self.scalable_root_entry(bus);
+        }
         let table = CONTEXTS[bus as usize];
         let entry = RootEntry::ZERO.with_present(true).with_ctp(table >> 12).raw();
         let entry = match self.chance.weighted(&[96, 1, 1, 1, 1]) {
@@ -129,7 +145,7 @@ impl Tables {
     }
 
     /// A frame with no memory behind it, or beyond the host's width.
-    fn bad_frame(&mut self) -> u64 {
+    pub(crate) fn bad_frame(&mut self) -> u64 {
         if self.chance.percent(50) {
             HOLE
         } else {
@@ -138,11 +154,10 @@ impl Tables {
     }
 
     fn context_entry(&mut self, source: SourceId) -> Words {
-        let widths: &[u64] = if self.mode.width() == 39 { &[1] } else { &[1, 2] };
-        let aw = self.chance.one_of(widths);
-        let top = if self.chance.percent(3) { self.bad_frame() } else { self.some_table(aw + 1) };
-        // The same table gets the same domain id, and another table another one.
-        let did = (top >> 12) % 0x4000 * 4 + aw;
+        if self.mode.is_scalable() {
+            return self.scalable_context_entry(source);
+        }
+        let (aw, top, did) = self.top_table();
         let tt = [0, 2][self.chance.weighted(&[90, 10])];
         let entry = ContextEntry::ZERO.with_present(true).with_aw(aw).with_did(did).with_tt(tt);
         let entry = entry.with_ssptptr(top >> 12).with_fpd(self.chance.percent(10));
@@ -151,30 +166,44 @@ impl Tables {
             0 => raw,
             1 => entry.with_present(false).raw(),
             2 => entry.with_tt(self.chance.one_of(&[1, 3])).raw(),
-            3 => entry.with_aw(self.chance.below(8)).raw(),
+            3 => {
+                let aw = self.chance.below(8);
+                entry.with_aw(aw).with_did(domain(top, aw)).raw()
+            }
             4 => [raw[0] | 1 << (4 + self.chance.below(8)), raw[1]],
             _ => [raw[0], raw[1] | 1 << self.chance.one_of(&[3, 4, 5, 6, 7, 24, 30, 63])],
         };
         pair(self.context_address(source), raw)
     }
 
-    /// Where the context entry of `source` lies.
+    /// A second-stage top table: its width code, its address, and a domain id. The same table gets the same domain id,
+    /// and another table another one.
+    pub(crate) fn top_table(&mut self) -> (u64, u64, u64) {
+        let widths: &[u64] = match self.mode {
+            Mode::Legacy39 => &[1],
+            Mode::Legacy48 | Mode::SecondStage => &[1, 2],
+            Mode::FirstStage => &[2],
+        };
+        let aw = self.chance.one_of(widths);
+        let top = if self.chance.percent(3) { self.bad_frame() } else { self.some_table(aw + 1) };
+        (aw, top, domain(top, aw))
+    }
+
+    /// Where the word lies that holds the domain id of `source`, and how far up in it.
     #[must_use]
-    pub fn context_address(&self, source: SourceId) -> u64 {
+    pub fn domain_address(&self, source: SourceId) -> (u64, u32) {
+        if self.mode.is_scalable() { (pasid_table(source) + 8, 0) } else { (self.context_address(source) + 8, 8) }
+    }
+
+    fn context_address(&self, source: SourceId) -> u64 {
         CONTEXTS[usize::from(source.bus())] + 16 * u64::from(source.devfn())
     }
 
     fn paging_entry(&mut self, level: u64) -> u64 {
-        const LARGE: u64 = 1 << 7;
-        let target = match (self.chance.weighted(&[70, 24, 3, 3]), level) {
-            (0, 0) => DATA + (self.chance.below((MEMORY - DATA) >> 12) << 12),
-            (0, _) | (1, 0 | 3) => self.some_table(level.max(1) - 1),
-            (1, 1) => (DATA + (self.chance.below((MEMORY - DATA) >> 21) << 21)) | LARGE,
-            (1, _) => self.chance.below(2) << 30 | LARGE,
-            (2, _) => self.bad_frame(),
-            // Never as a table: QEMU has registers of the processor there, and reads them.
-            _ => self.chance.one_of(&[INTERRUPTS, INTERRUPTS + 0xf_f000]) | LARGE,
-        };
+        let target = self.target(level);
+        if self.mode == Mode::FirstStage {
+            return self.first_stage_entry(target);
+        }
         let rights = [3, 1, 2, 0][self.chance.weighted(&[84, 6, 6, 4])];
         let entry = target | rights;
         match self.chance.weighted(&[75, 21, 4]) {
@@ -186,6 +215,25 @@ impl Tables {
             }
         }
     }
+
+    /// What an entry points at, with the bit of large leaves.
+    fn target(&mut self, level: u64) -> u64 {
+        const LARGE: u64 = 1 << 7;
+        match (self.chance.weighted(&[70, 24, 3, 3]), level) {
+            (0, 0) => DATA + (self.chance.below((MEMORY - DATA) >> 12) << 12),
+            (0, _) | (1, 0 | 3) => self.some_table(level.max(1) - 1),
+            (1, 1) => (DATA + (self.chance.below((MEMORY - DATA) >> 21) << 21)) | LARGE,
+            (1, _) => self.chance.below(2) << 30 | LARGE,
+            (2, _) => self.bad_frame(),
+            // Never as a table: QEMU has registers of the processor there, and reads them.
+            _ => self.chance.one_of(&[INTERRUPTS, INTERRUPTS + 0xf_f000]) | LARGE,
+        }
+    }
+}
+
+/// A domain id for a table that is used with a width code.
+pub(crate) fn domain(top: u64, aw: u64) -> u64 {
+    (top >> 12) % 0x1000 * 8 + aw
 }
 
 /// The paging table number `frame` of a level.
@@ -196,6 +244,11 @@ fn table(level: u64, frame: u64) -> u64 {
 /// Bits of a second-stage entry that hardware ignores where no feature gives them a meaning.
 const IGNORED: [u64; 12] = [2, 3, 5, 6, 8, 9, 10, 52, 56, 60, 61, 63];
 
-fn pair(at: u64, words: [u64; 2]) -> Words {
+/// The address with all bits above the 48th like that one.
+fn canonical(iova: u64) -> u64 {
+    ((iova << 16) as i64 >> 16) as u64
+}
+
+pub(crate) fn pair(at: u64, words: [u64; 2]) -> Words {
     Words::from([(at, words[0]), (at + 8, words[1])])
 }

@@ -28,3 +28,13 @@ fn three_level_tables_in_legacy_mode() {
 fn three_and_four_level_tables_in_legacy_mode() {
     compare(Mode::Legacy48);
 }
+
+#[test]
+fn second_stage_tables_in_scalable_mode() {
+    compare(Mode::SecondStage);
+}
+
+#[test]
+fn first_stage_tables_in_scalable_mode() {
+    compare(Mode::FirstStage);
+}

@@ -85,15 +85,18 @@ pub struct Caching {
     pub shared: bool,
     /// A translation is cached also when the request that brought it in had no permission.
     pub denied: bool,
+    /// PASID entries are cached, not only those that say pass-through (VT-d 6.2.3); and context entries of scalable
+    /// mode also when they lead to no usable PASID entry.
+    pub pasids: bool,
     /// A page-selective invalidation looks at the low 8 bits of page numbers only, and forgets all that agree in these.
     pub coarse: bool,
 }
 
 impl Caching {
     /// As much as the manual allows.
-    pub const ALL: Self = Self { tables: true, shared: true, denied: true, coarse: false };
+    pub const ALL: Self = Self { tables: true, shared: true, denied: true, pasids: true, coarse: false };
     /// What QEMU caches: leaves that served a request, for its source.
-    pub const QEMU: Self = Self { tables: false, shared: false, denied: false, coarse: false };
+    pub const QEMU: Self = Self { tables: false, shared: false, denied: false, pasids: false, coarse: false };
     /// What QEMU 7.2 caches, and forgets: its mask of page numbers is 8 bits wide.
     pub const QEMU_7_2: Self = Self { coarse: true, ..Self::QEMU };
 }
@@ -116,6 +119,25 @@ pub struct Quirks {
     pub permission_first: bool,
     /// Addresses that pass through may be wider than the unit's and the host's.
     pub pass_through_unchecked: bool,
+    /// Reserved bits in PASID directories and PASID tables are ignored.
+    pub pasid_reserved_ignored: bool,
+    /// A fault that a table walk finds shows RID_PASID as if the request carried it.
+    pub own_pasid_shown: bool,
+    /// Reserved bits in one half of a root entry of scalable mode refuse requests that take the other half.
+    pub root_halves_checked: bool,
+    /// A PASID entry's type and widths are looked at before its present bit.
+    pub pasid_present_last: bool,
+    /// First-stage addresses are canonical or not by the second stage's address width (AW of the PASID entry).
+    pub canonical_by_second: bool,
+    /// RID_PASID is honoured without ECAP.RPS, where it is reserved, and not held against the size of the directory.
+    pub rid_pasid_honoured: bool,
+    /// The snoop bit of a second-stage leaf is ignored in scalable mode, where without ECAP.SC it is reserved.
+    pub snoop_ignored: bool,
+    /// A write to a first-stage page that a read had cached does not set the dirty bit, nor does any write where the
+    /// accessed bit is set already; and the other way about.
+    pub dirty_missed: bool,
+    /// Root and context entries and the second stage have the reasons of legacy mode in scalable mode too.
+    pub legacy_reasons: bool,
 }
 
 impl MachineConfig {
@@ -155,6 +177,15 @@ impl UnitConfig {
                 pasid_leak: true,
                 permission_first: true,
                 pass_through_unchecked: true,
+                pasid_reserved_ignored: true,
+                own_pasid_shown: true,
+                root_halves_checked: true,
+                pasid_present_last: true,
+                canonical_by_second: true,
+                rid_pasid_honoured: true,
+                snoop_ignored: true,
+                dirty_missed: true,
+                legacy_reasons: true,
             },
         }
     }

@@ -91,7 +91,9 @@ impl Machine {
         let pci = Pci::scenario();
         let root_bus: Vec<_> = pci.root_bus().collect();
         let tables_at = low_end(config.memory) - FIRMWARE_BYTES;
-        for (at, bytes) in acpi::tables(tables_at, config.host_width, &config.units, &root_bus, &config.reserved) {
+        for (at, bytes) in
+            acpi::tables(tables_at, config.host_width, &config.units, &root_bus, &config.reserved)
+        {
             memory.write_snooped(at, &bytes).expect("firmware's tables lie in memory");
         }
         let injector = Injector::new(config.faults.clone());

@@ -8,7 +8,7 @@ use crate::dice::Dice;
 use crate::fabric::Fabric;
 use crate::faults::Injector;
 use crate::memory::{Hole, Memory, StorePath};
-use crate::trace::TraceLine;
+use crate::trace::{Invalidation, TraceLine};
 use crate::vtd::{Outcome, Unit};
 use spec::SourceId;
 use spec::fault::Reason;
@@ -70,9 +70,16 @@ impl Probe {
         }
     }
 
+    /// Forgets all that is cached, whatever the registers say.
+    pub fn forget_everything(&mut self) {
+        for what in [Invalidation::Contexts, Invalidation::Pasids, Invalidation::Translations] {
+            self.unit.caches.forget(what);
+        }
+    }
+
     /// A request of `source` for `bytes` bytes at `iova`, within one page. Nothing is transferred.
     pub fn request(&mut self, source: SourceId, iova: u64, bytes: u64, write: bool) -> Answer {
-        let cached = self.unit.has_cached(source, iova);
+        let cached = self.unit.has_cached(source, iova, &self.fabric);
         self.fabric.trace.clear();
         let outcome = self.unit.translate(source, iova, bytes, write, &mut self.fabric);
         let fault = self.fabric.trace.iter().find_map(|line| match line {

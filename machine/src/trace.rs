@@ -38,6 +38,35 @@ pub enum Invalidation {
         /// Cached non-leaf entries may stay (IH).
         leaf_only: bool,
     },
+    /// Every PASID entry.
+    Pasids,
+    /// PASID entries with this domain id.
+    PasidsOfDomain(u16),
+    /// PASID entries of one PASID with this domain id.
+    PasidOf {
+        /// Domain id of the entry.
+        domain: u16,
+        /// The PASID.
+        pasid: u32,
+    },
+    /// First-stage and nested translations of one PASID.
+    TranslationsOfPasid {
+        /// The domain.
+        domain: u16,
+        /// The PASID.
+        pasid: u32,
+    },
+    /// First-stage and nested translations of `2^order` pages of one PASID.
+    PagesOfPasid {
+        /// The domain.
+        domain: u16,
+        /// The PASID.
+        pasid: u32,
+        /// First byte, aligned to the size.
+        start: u64,
+        /// Binary logarithm of the number of pages.
+        order: u8,
+    },
     /// Interrupt remapping entries.
     InterruptEntries,
     /// Translations that a device keeps.

@@ -23,6 +23,8 @@ pub struct Context {
     pub route: Route,
     /// Faults of this source are not recorded (FPD).
     pub quiet: bool,
+    /// Scalable mode: faults have other reasons.
+    pub scalable: bool,
 }
 
 /// What a context entry does with requests.
@@ -37,7 +39,49 @@ pub enum Route {
         /// Levels of the table, 3 to 5.
         levels: u8,
     },
+    /// Through the first-stage table.
+    FirstStage {
+        /// Physical address of the top table.
+        top: u64,
+        /// Levels of the table, 4 or 5.
+        levels: u8,
+        /// Bits of an address, above which all are the same.
+        width: u8,
+        /// The PASID, a part of the tag of what is cached.
+        pasid: u32,
+    },
+    /// Through the first-stage table, whose addresses and output go through the second-stage table.
+    Nested {
+        /// Address of the first stage's top table, to be translated.
+        first: u64,
+        /// Its levels.
+        first_levels: u8,
+        /// Physical address of the second stage's top table.
+        second: u64,
+        /// Its levels.
+        second_levels: u8,
+        /// The PASID.
+        pasid: u32,
+    },
 }
+
+/// A context entry of scalable mode as the unit understood it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Directory {
+    /// Physical address of the PASID directory.
+    pub table: u64,
+    /// Its entries.
+    pub entries: u64,
+    /// The PASID of requests without one.
+    pub own_pasid: u32,
+    /// Requests with PASID are served (PASIDE).
+    pub serves_pasids: bool,
+    /// Faults of this source are not recorded (FPD).
+    pub quiet: bool,
+}
+
+/// What a look-up of a source's directory gives.
+pub type DirectoryAnswer = Result<Directory, (Reason, bool)>;
 
 /// What a look-up of a source's context gives.
 pub type ContextAnswer = Result<Context, (Reason, bool)>;
@@ -52,12 +96,17 @@ pub struct Tag {
     pub domain: u16,
     /// The source, on units where translations are not shared within a domain.
     pub source: Option<SourceId>,
+    /// The PASID, of translations that a first stage took part in.
+    pub pasid: Option<u32>,
 }
 
 /// Context cache, IOTLB and paging-structure cache of one unit.
 #[derive(Debug)]
 pub struct Caches {
     contexts: BTreeMap<u16, ContextAnswer>,
+    directories: BTreeMap<u16, DirectoryAnswer>,
+    /// By source and PASID.
+    pasids: BTreeMap<(u16, u32), ContextAnswer>,
     /// By tag, level and page number at that level.
     pages: BTreeMap<(Tag, u8, u64), PageAnswer>,
     /// By tag, the table's level, and the number of the span it serves.
@@ -72,6 +121,8 @@ impl Caches {
     pub fn new(room: usize) -> Self {
         Self {
             contexts: BTreeMap::new(),
+            directories: BTreeMap::new(),
+            pasids: BTreeMap::new(),
             pages: BTreeMap::new(),
             tables: BTreeMap::new(),
             room,
@@ -94,6 +145,28 @@ impl Caches {
     /// Caches what was found for `source`. Refusals are for units with caching mode alone.
     pub fn keep_context(&mut self, source: SourceId, answer: ContextAnswer) {
         self.contexts.insert(source.raw(), answer);
+    }
+
+    /// The cached directory of `source`, in scalable mode.
+    #[must_use]
+    pub fn directory(&self, source: SourceId) -> Option<DirectoryAnswer> {
+        self.directories.get(&source.raw()).copied()
+    }
+
+    /// Caches what was found for `source`.
+    pub fn keep_directory(&mut self, source: SourceId, answer: DirectoryAnswer) {
+        self.directories.insert(source.raw(), answer);
+    }
+
+    /// The cached PASID entry of `source` and `pasid`.
+    #[must_use]
+    pub fn pasid(&self, source: SourceId, pasid: u32) -> Option<ContextAnswer> {
+        self.pasids.get(&(source.raw(), pasid)).copied()
+    }
+
+    /// Caches what was found for `source` and `pasid`.
+    pub fn keep_pasid(&mut self, source: SourceId, pasid: u32, answer: ContextAnswer) {
+        self.pasids.insert((source.raw(), pasid), answer);
     }
 
     /// The cached translation of `iova`, of whatever page size.
@@ -126,15 +199,27 @@ impl Caches {
     /// Forgets. Nothing more than what is named (VT-d 6.5.2).
     pub fn forget(&mut self, what: Invalidation) {
         match what {
-            Invalidation::Contexts => self.contexts.clear(),
+            Invalidation::Contexts => {
+                self.contexts.clear();
+                self.directories.clear();
+            }
             Invalidation::ContextsOfDomain(domain) => {
                 self.contexts.retain(|_, answer| domain_of(answer) != domain);
+                // Context entries of scalable mode name no domain.
+                self.directories.clear();
             }
             Invalidation::ContextOf { domain, source, mask } => {
                 let ignored = function_bits(mask);
-                self.contexts.retain(|&cached, answer| {
-                    (cached ^ source.raw()) & !ignored != 0 || domain_of(answer) != domain
-                });
+                let other = |cached: u16| (cached ^ source.raw()) & !ignored != 0;
+                self.contexts.retain(|&cached, answer| other(cached) || domain_of(answer) != domain);
+                self.directories.retain(|&cached, _| other(cached));
+            }
+            Invalidation::Pasids => self.pasids.clear(),
+            Invalidation::PasidsOfDomain(domain) => {
+                self.pasids.retain(|_, answer| domain_of(answer) != domain);
+            }
+            Invalidation::PasidOf { domain, pasid } => {
+                self.pasids.retain(|key, answer| key.1 != pasid || domain_of(answer) != domain);
             }
             Invalidation::Translations => {
                 self.pages.clear();
@@ -147,7 +232,10 @@ impl Caches {
             Invalidation::Pages { domain, start, order, leaf_only } => {
                 let end = start.saturating_add(spec::PAGE_SIZE << order);
                 let hit = |key: &(Tag, u8, u64), span: u64| {
-                    key.0.domain == domain && key.2 * span < end && start < (key.2 + 1) * span
+                    let first_stage = key.0.pasid.is_some();
+                    let overlaps = key.2.saturating_mul(span) < end
+                        && start < key.2.saturating_add(1).saturating_mul(span);
+                    key.0.domain == domain && (first_stage || overlaps)
                 };
                 let low = |page: u64| page as u8 & !(((1u64 << order) - 1) as u8);
                 let agrees = |key: &(Tag, u8, u64)| {
@@ -159,6 +247,18 @@ impl Caches {
                 if !leaf_only {
                     self.tables.retain(|key, _| !hit(key, second_stage::span(key.1 + 1)));
                 }
+            }
+            Invalidation::TranslationsOfPasid { domain, pasid } => {
+                self.pages.retain(|key, _| key.0.domain != domain || key.0.pasid != Some(pasid));
+            }
+            Invalidation::PagesOfPasid { domain, pasid, start, order } => {
+                let last = start.saturating_add((spec::PAGE_SIZE << order) - 1);
+                self.pages.retain(|key, _| {
+                    let span = second_stage::span(key.1);
+                    let (low, high) = (key.2 * span, key.2 * span + (span - 1));
+                    let overlaps = low <= last && start <= high;
+                    key.0.domain != domain || key.0.pasid != Some(pasid) || !overlaps
+                });
             }
             Invalidation::InterruptEntries | Invalidation::DeviceTlb => {}
         }
@@ -187,14 +287,14 @@ fn make_room<V>(map: &mut BTreeMap<(Tag, u8, u64), V>, room: usize, dice: &mut D
 mod tests {
     use super::*;
 
-    const LEAF: Leaf = Leaf { output: 0x5000, level: 0, read: true, write: true };
+    const LEAF: Leaf = Leaf { output: 0x5000, level: 0, read: true, write: true, dirty: true };
 
     fn tag(domain: u16) -> Tag {
-        Tag { domain, source: None }
+        Tag { domain, source: None, pasid: None }
     }
 
     fn context(domain: u16) -> ContextAnswer {
-        Ok(Context { domain, route: Route::PassThrough, quiet: false })
+        Ok(Context { domain, route: Route::PassThrough, quiet: false, scalable: false })
     }
 
     #[test]

@@ -24,8 +24,20 @@ impl FaultLog {
         Self { records, next: 0, overflow: false, first_pending: 0, pasid_leak }
     }
 
-    /// Records a fault, unless it repeats a pending one of the same source or is lost. Says whether it was recorded.
+    /// Records a fault of a request without PASID, see [`record_as`](Self::record_as).
     pub fn record(&mut self, source: SourceId, address: u64, reason: Reason, write: bool) -> bool {
+        self.record_as(source, None, address, reason, write)
+    }
+
+    /// Records a fault, unless it repeats a pending one of the same source or is lost. Says whether it was recorded.
+    pub fn record_as(
+        &mut self,
+        source: SourceId,
+        pasid: Option<u32>,
+        address: u64,
+        reason: Reason,
+        write: bool,
+    ) -> bool {
         if self.overflow {
             return false;
         }
@@ -44,7 +56,8 @@ impl FaultLog {
             .with_fi(address >> 12)
             .with_sid(sid)
             .with_fr(u64::from(reason.0))
-            .with_pv(if self.pasid_leak { 0xffff } else { 0 })
+            .with_pp(pasid.is_some())
+            .with_pv(pasid.map_or(if self.pasid_leak { 0xffff } else { 0 }, u64::from))
             .with_t1(!write)
             .with_f(true);
         self.next = (self.next + 1) % self.records.len();

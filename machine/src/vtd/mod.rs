@@ -8,6 +8,8 @@
 mod agreement;
 pub mod cache;
 pub mod faultlog;
+pub mod first;
+mod lookup;
 pub mod queue;
 mod registers;
 #[cfg(test)]

@@ -8,7 +8,10 @@ use crate::fabric::Fabric;
 use crate::memory::PAGE;
 use crate::trace::{Invalidation, TraceLine};
 use spec::SourceId;
-use spec::invalidation::{ContextInvalidate, IotlbInvalidate, Wait, granularity, kind};
+use spec::invalidation::{
+    ContextInvalidate, IotlbInvalidate, PasidCacheInvalidate, PasidIotlbInvalidate, Wait, granularity, kind,
+    pasid_cache_granularity, pasid_iotlb_granularity,
+};
 use spec::regs::{Cap, Ecap, Iqa};
 
 /// What IQERCD.IQEI says of a stopped queue (VT-d 11.4.9.9).
@@ -22,8 +25,6 @@ pub mod error {
     /// Reserved bits or codes.
     pub const RESERVED: u8 = 4;
 }
-
-const DESCRIPTOR: u64 = 16;
 
 /// A descriptor as the unit understood it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +141,10 @@ impl Queue {
 
     fn fetch(&mut self, fabric: &mut Fabric, cap: Cap, ecap: Ecap) {
         let size = PAGE << self.address.qs();
-        if self.tail >= size {
+        // Wide descriptors, of 256 bits, end in 128 bits of zeroes here.
+        let wide = self.address.dw();
+        let bytes = if wide { 32 } else { 16 };
+        if self.tail >= size || !self.tail.is_multiple_of(bytes) {
             self.error = error::TAIL;
             return;
         }
@@ -150,13 +154,23 @@ impl Queue {
             self.error = error::FETCH;
             return;
         };
-        match decode([low, high], cap, ecap) {
+        let is_zero = |at| fabric.memory.load(at).map(|word| word == 0);
+        let end_is_zero = match (wide, is_zero(base + 16), is_zero(base + 24)) {
+            (false, ..) => true,
+            (true, Ok(third), Ok(fourth)) => third && fourth,
+            (true, ..) => {
+                self.error = error::FETCH;
+                return;
+            }
+        };
+        let command = if end_is_zero { decode([low, high], wide, cap, ecap) } else { Err(error::RESERVED) };
+        match command {
             Ok(command) => {
                 self.last_was_wait = matches!(command, Command::Wait(_));
                 let done_at = fabric.now + fabric.dice.between(100, 2_500);
                 self.work.push(Work { number: self.next_number, done_at, command });
                 self.next_number += 1;
-                self.head = (self.head + DESCRIPTOR) % size;
+                self.head = (self.head + bytes) % size;
                 self.fetch_at = fabric.now + fabric.dice.between(30, 300);
             }
             Err(info) => self.error = info,
@@ -176,7 +190,7 @@ pub(crate) fn complete_wait(queue: &mut Queue, wait: Wait, fabric: &mut Fabric) 
 }
 
 /// Reads a descriptor; `Err` is the code for IQERCD.IQEI.
-fn decode(raw: [u64; 2], cap: Cap, ecap: Ecap) -> Result<Command, u8> {
+fn decode(raw: [u64; 2], wide: bool, cap: Cap, ecap: Ecap) -> Result<Command, u8> {
     let reserved = |bits: [u64; 2]| raw[0] & bits[0] != 0 || raw[1] & bits[1] != 0;
     let checked = |bits, command| if reserved(bits) { Err(error::RESERVED) } else { Ok(command) };
     if ContextInvalidate::from_raw(raw).kind_hi() != 0 {
@@ -198,8 +212,42 @@ fn decode(raw: [u64; 2], cap: Cap, ecap: Ecap) -> Result<Command, u8> {
         kind::INTERRUPT if ecap.ir() => {
             Ok(Command::Forget { what: Invalidation::InterruptEntries, drain: false })
         }
+        kind::PASID_CACHE if ecap.smts() => {
+            let d = PasidCacheInvalidate::from_raw(raw);
+            let what = pasid_scope(d).ok_or(error::RESERVED)?;
+            checked(PasidCacheInvalidate::RESERVED, Command::Forget { what, drain: false })
+        }
+        kind::PASID_IOTLB if ecap.smts() && wide => {
+            let d = PasidIotlbInvalidate::from_raw(raw);
+            let what = pasid_pages(d, cap).ok_or(error::RESERVED)?;
+            checked(PasidIotlbInvalidate::RESERVED, Command::Forget { what, drain: false })
+        }
         kind::WAIT => checked(Wait::RESERVED, Command::Wait(Wait::from_raw(raw))),
         _ => Err(error::TYPE),
+    }
+}
+
+/// What a PASID-cache command names; `None` for the reserved code.
+fn pasid_scope(d: PasidCacheInvalidate) -> Option<Invalidation> {
+    let (domain, pasid) = (d.did() as u16, d.pasid() as u32);
+    match d.g() {
+        pasid_cache_granularity::DOMAIN => Some(Invalidation::PasidsOfDomain(domain)),
+        pasid_cache_granularity::PASID => Some(Invalidation::PasidOf { domain, pasid }),
+        pasid_cache_granularity::GLOBAL => Some(Invalidation::Pasids),
+        _ => None,
+    }
+}
+
+/// What a PASID-based IOTLB command names; `None` for a reserved code or a mask beyond CAP.MAMV.
+fn pasid_pages(d: PasidIotlbInvalidate, cap: Cap) -> Option<Invalidation> {
+    let (domain, pasid) = (d.did() as u16, d.pasid() as u32);
+    match d.g() {
+        pasid_iotlb_granularity::PASID => Some(Invalidation::TranslationsOfPasid { domain, pasid }),
+        pasid_iotlb_granularity::PAGE if d.am() <= cap.mamv() => {
+            let start = (d.addr() << 12) & !((PAGE << d.am()) - 1);
+            Some(Invalidation::PagesOfPasid { domain, pasid, start, order: d.am() as u8 })
+        }
+        _ => None,
     }
 }
 

@@ -59,7 +59,7 @@ pub struct Unit {
     pub(super) pmen: Pmen,
     /// Registers that only hold what was written: fault event, protected ranges, interrupt table.
     pub(super) plain: BTreeMap<u64, u64>,
-    pub(super) caches: Caches,
+    pub(crate) caches: Caches,
     pub(super) faults: FaultLog,
     pub(super) queue: Queue,
     pub(super) pending: Vec<(u64, Pending)>,
@@ -151,6 +151,7 @@ impl Unit {
                 fabric.trace.push(TraceLine::RootSet { at, unit, table: root.table().get() });
                 if self.config.cap.esrtps() {
                     self.caches.forget(Invalidation::Contexts);
+                    self.caches.forget(Invalidation::Pasids);
                     self.caches.forget(Invalidation::Translations);
                 }
             }

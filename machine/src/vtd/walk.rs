@@ -1,5 +1,6 @@
 //! The second-stage walk as hardware does it (VT-d 3.7, 9.10): one entry a level, permissions narrowing on the way down.
 
+use spec::fault::Reason;
 use spec::second_stage::{self, SecondStageEntry};
 
 /// What the unit's capabilities and the platform say about valid entries.
@@ -48,6 +49,8 @@ pub struct Leaf {
     pub read: bool,
     /// Writing is allowed.
     pub write: bool,
+    /// A write need not be marked in the entry: it is already, or nobody asks.
+    pub dirty: bool,
 }
 
 impl Leaf {
@@ -69,10 +72,18 @@ impl Leaf {
 pub enum Refusal {
     /// Nothing is mapped: no permission is left.
     NotPresent,
+    /// First stage: a request without privilege met an entry that wants it.
+    Supervisor,
+    /// First stage: not to be written.
+    ReadOnly,
+    /// Nested: the second stage refused what the first stage's walk wanted to read or write.
+    Nested(Reason),
     /// Reserved bits in a present entry.
     Reserved,
     /// An entry at this level could not be read.
     Unreadable(u8),
+    /// The top table could not be read.
+    TopUnreadable,
 }
 
 /// Walks from `table` down to the leaf for `iova`. `load` reads one entry; `passed` hears of every further table on the way.
@@ -112,7 +123,7 @@ pub fn walk(
             return Err(Refusal::NotPresent);
         }
         if entry.is_leaf(table.level) {
-            return Ok(Leaf { output: entry.address().get(), level: table.level, read, write });
+            return Ok(Leaf { output: entry.address().get(), level: table.level, read, write, dirty: true });
         }
         table = Table { address: entry.address().get(), level: table.level - 1, read, write };
         passed(table);
@@ -144,7 +155,7 @@ mod tests {
     fn permissions_are_the_least_of_all_levels() {
         let tables = [(0x1000, 0x2003), (0x2000, 0x3001), (0x3008, 0x7003)];
         let leaf = run(&tables, 0x1abc, RULES).unwrap();
-        assert_eq!(leaf, Leaf { output: 0x7000, level: 0, read: true, write: false });
+        assert_eq!(leaf, Leaf { output: 0x7000, level: 0, read: true, write: false, dirty: true });
         let disjoint = [(0x1000, 0x2003), (0x2000, 0x3001), (0x3008, 0x7002)];
         assert_eq!(run(&disjoint, 0x1000, RULES), Err(Refusal::NotPresent));
     }
