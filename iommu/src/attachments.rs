@@ -253,6 +253,9 @@ impl<H: Hal> Iommu<'_, H> {
         let entry = PasidEntry::ZERO.with_present(true).with_did(u64::from(id.0));
         // Walks see what the processor wrote, where they can (VT-d 9.6); elsewhere the host flushes.
         let entry = entry.with_pwsnp(unit.ecap().smpwcs());
+        // Where the second stage is not walked: the widest that hardware knows.
+        let widest = (3..=5).rev().find(|levels| cap.supports_levels(*levels)).unwrap_or(4);
+        let widest = u64::from(widest) - 2;
         let second = |entry: PasidEntry, top: PhysAddr, levels: u8| {
             entry.with_aw(u64::from(levels) - 2).with_ssptptr(top.frame().number())
         };
@@ -269,7 +272,10 @@ impl<H: Hal> Iommu<'_, H> {
                 let (top, shape) = domain(handle)?;
                 Ok(match shape.stage {
                     Stage::Second => second(entry, top, shape.levels).with_pgtt(pasid_type::SECOND_STAGE),
-                    Stage::First => first(entry, top, shape.levels).with_pgtt(pasid_type::FIRST_STAGE),
+                    // QEMU bounds first-stage addresses by the width of the second stage.
+                    Stage::First => {
+                        first(entry.with_aw(widest), top, shape.levels).with_pgtt(pasid_type::FIRST_STAGE)
+                    }
                 })
             }
             Attachment::Nested { first: tables, parent } => {
@@ -291,9 +297,8 @@ impl<H: Hal> Iommu<'_, H> {
                 if !choices.pass_through {
                     return Err(AttachError::Lacks { requester, what: Capability::PassThrough });
                 }
-                // The widest that hardware walks: nothing is walked, but the width bounds addresses.
-                let widest = (3..=5).rev().find(|levels| cap.supports_levels(*levels)).unwrap_or(4);
-                Ok(second(entry, PhysAddr::default(), widest).with_pgtt(pasid_type::PASS_THROUGH))
+                // Nothing is walked, but the width bounds addresses (VT-d 9.6).
+                Ok(entry.with_aw(widest).with_pgtt(pasid_type::PASS_THROUGH))
             }
         }
     }

@@ -68,7 +68,7 @@ pub struct Config {
     /// below `2^(n + 13)`. 0 to 7; larger values count as 7.
     pub pasid_directory: u8,
     /// In scalable mode, keep to descriptors of 128 bits where hardware would take those of 256. All caches are then
-    /// invalidated whole.
+    /// invalidated whole. For QEMU: the specification wants 256 bits in scalable mode, and a unit may insist.
     pub narrow_queue: bool,
 }
 

@@ -285,7 +285,8 @@ impl Shape {
             Stage::First => Self::table_bits(levels) - 1,
         }
     }
-    /// Whether the shape's tables have the format's own number of levels (they do unless out of 3 to 5, or 4 to 5 in the first stage).
+    /// Whether the shape's tables have the format's own number of levels (they do unless out of 3 to 5, or 4 to 5 in the
+    /// first stage).
     #[must_use]
     pub fn is_valid(&self) -> bool {
         Staged::new(self.stage, self.levels, self.sslps).levels() == self.levels

@@ -76,9 +76,9 @@ pub(crate) enum Stuck {
 pub(crate) enum Quirks {
     /// By the specification; the latter in queues of 256-bit descriptors only, which there are with scalable mode.
     None,
-    /// As QEMU 7.2: taken and ignored, there is no such queue, and PASID entries are forgotten with contexts.
+    /// As QEMU 7.2: taken and ignored; PASID entries are forgotten with contexts; IQA.DW reads zero, and is heeded.
     Ignores,
-    /// Not at all; otherwise as `Ignores`.
+    /// Not at all, in either kind of queue; PASID entries are forgotten with contexts.
     Refuses,
 }
 
@@ -435,6 +435,7 @@ impl FakeUnit {
                 u64::from(self.fsts | u32::from(pending) << 1)
             }
             offset::PMEN => u64::from(self.pmen),
+            offset::IQA if self.quirks == Quirks::Ignores => self.iqa & !(1 << 11),
             offset::IQA => self.iqa,
             offset::IQH => self.iqh,
             offset::IQT => self.iqt,
@@ -458,9 +459,8 @@ impl FakeUnit {
                 self.opened_untranslated |= self.pmen == 0 && !self.status.tes();
             }
             offset::IQA => {
-                let wide = self.ecap.smts() && self.quirks == Quirks::None;
                 let iqa = Iqa::from_raw(value);
-                self.iqa = iqa.with_dw(iqa.dw() && wide).raw();
+                self.iqa = iqa.with_dw(iqa.dw() && self.ecap.smts()).raw();
             }
             offset::IQT => {
                 self.iqt = value;

@@ -63,6 +63,9 @@ use spec::{Extent, PhysAddr};
 ///
 /// Implementers owe: register accesses happen in program order, each as one access of the width named, ordered after all
 /// stores to memory before it ([`TableMemory::write`]) and before all loads after it.
+///
+/// In scalable mode page tables are walked without regard to the processor's caches where ECAP.SMPWCS is clear, whatever
+/// ECAP.C says of other tables (VT-d 11.4.3): there too [`TableMemory::write`] flushes.
 pub trait Hal: TableMemory {
     /// A unit register, 32 bits wide.
     fn read32(&self, at: PhysAddr) -> u32;

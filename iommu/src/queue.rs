@@ -2,8 +2,8 @@
 //!
 //! Every batch ends with a wait descriptor whose status is seen before [`Queue::submit`] returns, so the queue is empty
 //! between batches and head and tail are read from hardware each time. Descriptors have 128 bits, or 256 in a wide queue,
-//! which scalable mode is meant to have; a unit that has none says so when it is asked for one. A descriptor that hardware refuses stops the queue
-//! (FSTS.IQE); it is replaced and the queue goes on, but the batch counts as failed.
+//! which scalable mode is meant to have; a unit that has none says so when it is asked for one. A descriptor that hardware
+//! refuses stops the queue (FSTS.IQE); it is replaced and the queue goes on, but the batch counts as failed.
 
 use crate::Hal;
 use crate::registers::{Patience, Registers};
@@ -70,8 +70,11 @@ impl Queue {
         // Hardware zeroes the head when the queue is switched on, never the tail.
         registers.write64(offset::IQT, 0);
         registers.write64(offset::IQA, iqa.raw());
-        // The bit reads zero where it does not exist.
+        // The bit reads zero where it does not exist. QEMU 7.2 heeds it all the same: it must not stay written.
         self.wide.set(iqa.dw() && Iqa::from_raw(registers.read64(offset::IQA)).dw());
+        if iqa.dw() && !self.is_wide() {
+            registers.write64(offset::IQA, iqa.with_dw(false).raw());
+        }
         registers.command("switching the invalidation queue on", |c| c.with_qie(true), Gsts::qies)?;
         self.submit(registers, "the first wait descriptor", &[])
     }

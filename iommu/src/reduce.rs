@@ -8,6 +8,7 @@ use crate::Hal;
 use crate::domain::DomainHandle;
 use crate::driver::Iommu;
 use crate::error::{AttachError, DomainError, MapError};
+use crate::pasid::Attachment;
 use crate::table::format::Access;
 use core::fmt;
 use liveupdate::host::{MaySleep, Unit};
@@ -54,12 +55,19 @@ impl<H: Hal> Iommu<'_, H> {
         regions: &[Extent],
     ) -> Result<DomainHandle, ReduceError> {
         let unit = self.unit_of(requester).ok_or(ReduceError::NotAttached(requester))?.id();
-        let before = self.domain_of(requester).ok_or(ReduceError::NotAttached(requester))?;
+        // In scalable mode its other PASIDs go: the reserved memory is for requests without PASID.
+        let before = self.pasids(requester);
+        if before.is_empty() {
+            return Err(ReduceError::NotAttached(requester));
+        }
         let domain = self.create_domain(ctx, &[unit], None).map_err(ReduceError::Domain)?;
         let moved = self.map_reserved(ctx, domain, regions).and_then(|()| {
             self.detach(ctx, requester).map_err(ReduceError::Attach)?;
             self.attach(ctx, requester, aliases, domain).map_err(|why| {
-                let back = self.attach(ctx, requester, aliases, before);
+                let back = before.iter().try_for_each(|&(pasid, what)| match what {
+                    Attachment::Domain(domain) if pasid == 0 => self.attach(ctx, requester, aliases, domain),
+                    _ => self.attach_as(ctx, requester, aliases, pasid, what),
+                });
                 back.map_or_else(ReduceError::Lost, |()| ReduceError::Attach(why))
             })
         });

@@ -62,8 +62,8 @@ impl<H: Hal> Iommu<'_, H> {
         Ok(())
     }
 
-    /// Detaches a requester, with all its PASIDs, and those of its aliases that no other requester uses. The domain keeps its id on the unit
-    /// while others are attached there, or if it came with one.
+    /// Detaches a requester, with all its PASIDs, and those of its aliases that no other requester uses. The domain keeps its
+    /// id on the unit while others are attached there, or if it came with one.
     ///
     /// # Errors
     /// [`AttachError`]. After [`AttachError::TimedOut`] the entries are not present, but the requester counts as attached:

@@ -154,8 +154,10 @@ impl FakeUnit {
         iova: u64,
     ) -> Option<Leaf> {
         let levels = entry.first_stage_levels();
-        let high = iova >> (11 + 9 * u32::from(levels));
-        if high != 0 && high != u64::MAX >> (11 + 9 * u32::from(levels)) {
+        // QEMU, which has four levels, takes the border of what is canonical from the second stage's width.
+        let width = if second.is_none() && levels == 4 { entry.second_stage_levels() } else { levels };
+        let border = 11 + 9 * u32::from(width);
+        if iova >> border != 0 && iova >> border != u64::MAX >> border {
             return None;
         }
         let through = |frames: &Frames, at: u64| match second {

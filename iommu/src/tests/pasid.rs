@@ -8,12 +8,12 @@ use crate::fake::scalable::{DENIED, FIRST_STAGE, NO_CONTEXT, NO_PASID};
 use crate::fake::{Done, Fake, QEMU_CAP, SECOND, Stuck, UNIT};
 use crate::pasid::{Attachment, GuestTables};
 use crate::table::format::{Access, Stage};
-use crate::{Config, Iommu, Mode};
+use crate::{Config, Iommu, Mode, ReduceError};
 use alloc::vec::Vec;
 use liveupdate::host::{MaySleep, TableMemory};
 use spec::regs::{Cap, Ecap};
 use spec::scalable::{PasidDirectoryEntry, PasidEntry, ScalableContextEntry, directory_index, table_index};
-use spec::{DomainId, Iova, PhysAddr, SourceId};
+use spec::{DomainId, Extent, Iova, PhysAddr, SourceId};
 
 const SCALABLE: Config = Config { mode: Mode::SecondStage, ..CONFIG };
 const FIRST: Config = Config { mode: Mode::FirstStage, ..CONFIG };
@@ -150,7 +150,7 @@ fn entries_say_what_the_specification_wants_of_each_kind() {
     let plain = |id: u64| PasidEntry::ZERO.with_present(true).with_did(id).with_pwsnp(true);
     let expected = [
         plain(1).with_pgtt(2).with_aw(1).with_ssptptr(top(second)),
-        plain(2).with_pgtt(1).with_fspm(1).with_fsptptr(top(first)),
+        plain(2).with_pgtt(1).with_aw(2).with_fspm(1).with_fsptptr(top(first)),
         plain(3).with_pgtt(3).with_aw(1).with_ssptptr(top(second)).with_fsptptr(3),
         plain(4).with_pgtt(4).with_aw(2),
     ];
@@ -464,6 +464,36 @@ fn an_entry_that_the_driver_does_not_know_is_not_overwritten() {
 }
 
 #[test]
+fn first_stage_addresses_reach_to_the_end_of_the_lower_half() {
+    for levels in [4, 5] {
+        let (fake, mut ctx) =
+            (Fake::new(Cap::from_raw(rich().0).with_mgaw(56).raw(), rich().1), MaySleep::at_thread_start());
+        let iommu = running_as(&fake, &mut ctx, FIRST);
+        let domain = iommu.create_domain(&mut ctx, &[UNIT], Some(levels)).expect("domain");
+        let last = (1 << (11 + 9 * u32::from(levels))) - 0x1000;
+        let to = PhysAddr::new(0x9000);
+        iommu.map(&mut ctx, domain, Iova::new(last), to, 0x1000, Access::READ).expect("map");
+        let beyond = iommu.map(&mut ctx, domain, Iova::new(last + 0x1000), to, 0x1000, Access::READ);
+        assert!(matches!(beyond, Err(MapError::OutOfRange { .. })), "{beyond:?}");
+        iommu.attach(&mut ctx, requester(0, 2, 0), &[], domain).expect("attach");
+        assert_eq!(fake.dma(source(0, 2, 0), last + 0x123, false), Ok(0x9123), "{levels} levels");
+    }
+}
+
+#[test]
+fn walks_are_told_to_snoop_only_where_they_can() {
+    for snoop in [false, true] {
+        let ecap = Ecap::from_raw(rich().1).with_smpwcs(snoop);
+        let (fake, mut ctx) = (Fake::new(rich().0, ecap.raw()), MaySleep::at_thread_start());
+        let iommu = running_as(&fake, &mut ctx, FIRST);
+        let one = domain(&iommu, &mut ctx, 1);
+        iommu.attach(&mut ctx, requester(0, 2, 0), &[], one).expect("attach");
+        let context = context(&iommu, source(0, 2, 0));
+        assert_eq!(entry(&fake, context, 0).1.pwsnp(), snoop, "the bit is reserved where they cannot");
+    }
+}
+
+#[test]
 fn first_stage_pages_are_forgotten_under_every_pasid_that_has_the_domain() {
     let (fake, mut ctx) = (rich_fake(), MaySleep::at_thread_start());
     let iommu = running_as(&fake, &mut ctx, FIRST);
@@ -569,4 +599,33 @@ fn caching_mode_and_write_buffers_hide_no_new_entry() {
         assert_eq!(fake.dma(who.source, 0x8000, true), Err(DENIED));
     }
     assert_eq!(QEMU_CAP & (1 << 7 | 1 << 4), 0);
+}
+
+#[test]
+fn a_requester_that_is_reduced_to_its_reserved_memory_keeps_no_pasid() {
+    let (fake, mut ctx) = (rich_fake(), MaySleep::at_thread_start());
+    let iommu = running_as(&fake, &mut ctx, FIRST);
+    let other = domain(&iommu, &mut ctx, 2);
+    let (who, aliases) = (requester(0, 2, 0), [source(0, 3, 0)]);
+    let reserved = [Extent::from_bytes(PhysAddr::new(0x7000_0000), 0x2000).expect("a run")];
+    let e = iommu.reduce(&mut ctx, who, &aliases, &reserved);
+    assert_eq!(e, Err(ReduceError::NotAttached(who)));
+    // Not even one whose requests without PASID have no domain to be taken from.
+    iommu.attach_pasid(&mut ctx, who, &aliases, 5, other).expect("attach");
+    for pass_through in [false, true] {
+        if pass_through {
+            iommu.detach_pasid(&mut ctx, who, 0).expect("detach");
+            iommu.attach_pass_through(&mut ctx, who, &aliases, 0).expect("attach");
+        }
+        let reduced = iommu.reduce(&mut ctx, who, &aliases, &reserved).expect("reduce");
+        assert_eq!(iommu.pasids(who), [(0, Attachment::Domain(reduced))]);
+        for source in [who.source, aliases[0]] {
+            assert_eq!(fake.dma(source, 0x7000_1000, true), Ok(0x7000_1000));
+            assert_eq!(fake.dma(source, 0x1000, true), Err(FIRST_STAGE));
+            assert_eq!(reached(&fake, source, Some(5)), Err(NO_PASID));
+        }
+        if !pass_through {
+            iommu.attach_pasid(&mut ctx, who, &aliases, 5, other).expect("attach");
+        }
+    }
 }
