@@ -11,7 +11,7 @@ use crate::known::KNOWN;
 use crate::mode::Mode;
 use crate::program::{self, Forget, Queue, Registers};
 use crate::qtest;
-use crate::rig::{DATA, MEMORY, MEMORY_START, Recorded, Rig, SLOTS, SOURCES};
+use crate::rig::{DATA, LOW_MEMORY, MEMORY, MEMORY_START, Recorded, Rig, SLOTS, SOURCES};
 use crate::tables::{ARENA, ARENA_BYTES, Tables, Words};
 use crate::tally::Tally;
 use anyhow::{Context, Result, ensure};
@@ -19,7 +19,7 @@ use machine::vtd::Outcome;
 use machine::{Answer, Caching, Probe};
 use spec::SourceId;
 use spec::fault::Reason;
-use spec::regs::{FaultRecord, Fsts, offset};
+use spec::regs::{Cap, FaultRecord, Fsts, offset};
 use std::fmt;
 use std::path::Path;
 
@@ -94,6 +94,8 @@ pub struct Comparison {
     /// Requests of this batch whose data are still in the devices.
     reads: Vec<(usize, usize, Case)>,
     used: [(usize, usize); SOURCES.len()],
+    /// The domain id of each device at the last full invalidation, as far as it asked since.
+    domains: [Option<u16>; SOURCES.len()],
     /// The queue, once invalidations go through it.
     queue: Option<Queue>,
     /// Requests made before, to be made again.
@@ -112,15 +114,17 @@ impl Comparison {
     pub fn new(qemu: &Path, mode: Mode, seed: u64) -> Result<Self> {
         let mut chance = Chance::new(seed);
         let tables = Tables::new(mode, Chance::new(chance.below(u64::MAX)));
+        let major = qtest::major_version(qemu)?;
         let unit = |caching| {
-            let ranges = [(MEMORY_START, MEMORY - MEMORY_START)];
-            Probe::new(mode.unit(caching), mode.width(), &ranges)
+            // What lies below is all zero, with no firmware to use it.
+            let ranges = [(0, LOW_MEMORY), (MEMORY_START, MEMORY - MEMORY_START)];
+            Probe::new(mode.unit(caching, major), mode.width(), &ranges)
         };
         let rig = Rig::start(qemu, mode)?;
         let mut comparison = Self {
             mode,
             rig,
-            twin: unit(if qtest::major_version(qemu)? < 9 { Caching::QEMU_7_2 } else { Caching::QEMU }),
+            twin: unit(if major < 9 { Caching::QEMU_7_2 } else { Caching::QEMU }),
             greedy: unit(Caching::ALL),
             now: unit(Caching::ALL),
             before: unit(Caching::ALL),
@@ -129,6 +133,7 @@ impl Comparison {
             tally: Tally::default(),
             reads: Vec::new(),
             used: Default::default(),
+            domains: Default::default(),
             queue: None,
             asked: Vec::new(),
             reached: Vec::new(),
@@ -263,10 +268,10 @@ impl Comparison {
         Ok(())
     }
 
-    /// The domain id that a source had at the last full invalidation.
+    /// The domain id that a source had at the last full invalidation, or one that is not in use.
     fn domain_of(&self, source: SourceId) -> u16 {
-        let (at, shift) = self.tables.domain_address(source);
-        (self.before.load(at).unwrap_or(0) >> shift) as u16
+        let device = SOURCES.iter().position(|&s| s == source);
+        device.and_then(|device| self.domains[device]).unwrap_or(1)
     }
 
     /// One request of every source, so that each unit has seen each context before it changes. (QEMU looks at contexts
@@ -317,6 +322,7 @@ impl Comparison {
             unit.forget_everything();
             unit.request(source, iova, 8, write)
         });
+        self.domains[device] = fresh[1].domain;
         let (reads, writes) = self.used[device];
         if fresh.iter().any(goes_astray) || reads == READ_SLOTS || writes == SLOTS - READ_SLOTS {
             return Ok(());
@@ -384,7 +390,7 @@ impl Comparison {
             unit.write(record + 8, 8, FaultRecord::ZERO.with_f(true).raw()[1])?;
             unit.write(offset::FSTS, 4, Fsts::ZERO.with_pfo(true).raw().into())
         };
-        let record = self.mode.unit(Caching::QEMU).cap.fault_record_offset(0);
+        let record = record_offset(&mut self.twin);
         clear(&mut self.twin, record)?;
         clear(&mut self.greedy, record)?;
         clear(&mut self.now, record)?;
@@ -420,7 +426,9 @@ impl Comparison {
             let expected = self.twin.load(at).unwrap_or(0);
             if seen != expected {
                 let number = self.tally.requests;
-                self.complain(format!("after {number}: the entry at {at:#x} is {seen:#x}, the twin's {expected:#x}"));
+                self.complain(format!(
+                    "after {number}: the entry at {at:#x} is {seen:#x}, the twin's {expected:#x}"
+                ));
             }
         }
         Ok(())
@@ -462,9 +470,13 @@ fn store(unit: &mut Probe, words: &Words) -> Result<()> {
     Ok(())
 }
 
+fn record_offset(unit: &mut Probe) -> u64 {
+    Cap::from_raw(unit.read(offset::CAP, 8)).fault_record_offset(0)
+}
+
 /// What a unit's fault registers show.
 fn shown(unit: &mut Probe) -> Recorded {
-    let record = spec::regs::Cap::from_raw(unit.read(offset::CAP, 8)).fault_record_offset(0);
+    let record = record_offset(unit);
     let words = [unit.read(record, 8), unit.read(record + 8, 8)];
     let status = Fsts::from_raw(unit.read(offset::FSTS, 4) as u32);
     Recorded { status, record: FaultRecord::from_raw(words) }

@@ -49,10 +49,13 @@ impl Mode {
         format!("intel-iommu,intremap=on,aw-bits={}{scalable}", self.width())
     }
 
-    /// The simulated unit with this configuration.
+    /// The simulated unit with this configuration, departing from the specification where QEMU of a major version does.
     #[must_use]
-    pub fn unit(self, caching: Caching) -> UnitConfig {
-        let unit = UnitConfig { caching, ..UnitConfig::qemu_like(self.width()) };
+    pub fn unit(self, caching: Caching, qemu_major: u32) -> UnitConfig {
+        let mut unit = UnitConfig { caching, ..UnitConfig::qemu_like(self.width()) };
+        let is_old = qemu_major < 10;
+        unit.quirks.one_pasid_reason = is_old;
+        unit.quirks.second_stage_only = is_old;
         match self {
             Self::Legacy39 | Self::Legacy48 => unit,
             Self::SecondStage => unit.with_ecap(|e| e.with_smts(true).with_ssts(true).with_srs(true)),

@@ -19,7 +19,9 @@ use tempfile::TempDir;
 
 /// Bytes of memory.
 pub const MEMORY: u64 = 64 << 20;
-/// Where memory starts that nothing else uses: below it lie the firmware's places.
+/// Where the first piece of memory ends. The firmware's places follow.
+pub const LOW_MEMORY: u64 = 0xa_0000;
+/// Where memory starts that nothing else uses.
 pub const MEMORY_START: u64 = 1 << 20;
 /// One page for each device, to fill and empty its buffer.
 const STAGING: u64 = 0x18_0000;

@@ -12,7 +12,7 @@ const DIRECTORIES: u64 = ARENA + 0x5000;
 const PASID_TABLES: u64 = ARENA + 0xa000;
 
 /// The PASID table of `source`.
-pub(crate) fn pasid_table(source: SourceId) -> u64 {
+fn pasid_table(source: SourceId) -> u64 {
     PASID_TABLES + (number(source) << 12)
 }
 
@@ -90,7 +90,9 @@ impl Tables {
             1 => raw[0] &= !1,
             2 => raw = entry.with_pgtt(self.chance.below(8)).raw(),
             3 => {
-                let aw = self.chance.below(8);
+                // A width of 30 bits would make addresses within one leaf canonical or not, see `canonical_by_second`.
+                let lowest = u64::from(self.mode == Mode::FirstStage);
+                let aw = lowest + self.chance.below(8 - lowest);
                 raw = entry.with_aw(aw).with_did(domain(top, aw)).raw();
             }
             _ => {

@@ -6,13 +6,11 @@
 use crate::chance::Chance;
 use crate::mode::Mode;
 use crate::rig::{DATA, MEMORY, SOURCES};
-use spec::{SourceId, second_stage};
 use spec::context::ContextEntry;
 use spec::regs::RootAddr;
 use spec::root::RootEntry;
+use spec::{SourceId, second_stage};
 use std::collections::BTreeMap;
-
-use crate::scalable::pasid_table;
 
 /// Where all tables lie.
 pub const ARENA: u64 = 0x10_0000;
@@ -187,12 +185,6 @@ impl Tables {
         let aw = self.chance.one_of(widths);
         let top = if self.chance.percent(3) { self.bad_frame() } else { self.some_table(aw + 1) };
         (aw, top, domain(top, aw))
-    }
-
-    /// Where the word lies that holds the domain id of `source`, and how far up in it.
-    #[must_use]
-    pub fn domain_address(&self, source: SourceId) -> (u64, u32) {
-        if self.mode.is_scalable() { (pasid_table(source) + 8, 0) } else { (self.context_address(source) + 8, 8) }
     }
 
     fn context_address(&self, source: SourceId) -> u64 {

@@ -2,6 +2,7 @@
 
 use holdover_differential::compare::Comparison;
 use holdover_differential::mode::Mode;
+use holdover_differential::qtest::major_version;
 use std::path::PathBuf;
 
 /// Requests in every mode.
@@ -12,6 +13,10 @@ fn compare(mode: Mode) {
     let qemu = qemu.expect("HOLDOVER_QEMU names the QEMU to compare with");
     let number = |name, default| std::env::var(name).map_or(default, |n: String| n.parse().expect(name));
     let requests = number("HOLDOVER_REQUESTS", REQUESTS);
+    if !mode.is_in(major_version(&qemu).unwrap()) {
+        println!("{mode}: this QEMU does not have it");
+        return;
+    }
     let comparison = Comparison::new(&qemu, mode, number("HOLDOVER_SEED", 1)).unwrap();
     let tally = comparison.run(requests).unwrap();
     println!("{mode}: {tally}");

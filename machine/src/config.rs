@@ -127,6 +127,11 @@ pub struct Quirks {
     pub root_halves_checked: bool,
     /// A PASID entry's type and widths are looked at before its present bit.
     pub pasid_present_last: bool,
+    /// Whatever is wrong with PASID directory or PASID entry has one reason, that of an unreadable PASID table, and FPD
+    /// does not keep it from being recorded.
+    pub one_pasid_reason: bool,
+    /// PASID entries for the first stage or both stages are taken for ones for the second stage.
+    pub second_stage_only: bool,
     /// First-stage addresses are canonical or not by the second stage's address width (AW of the PASID entry).
     pub canonical_by_second: bool,
     /// RID_PASID is honoured without ECAP.RPS, where it is reserved, and not held against the size of the directory.
@@ -182,6 +187,8 @@ impl UnitConfig {
                 root_halves_checked: true,
                 pasid_present_last: true,
                 canonical_by_second: true,
+                one_pasid_reason: false,
+                second_stage_only: false,
                 rid_pasid_honoured: true,
                 snoop_ignored: true,
                 dirty_missed: true,

@@ -26,8 +26,10 @@ pub struct Answer {
     pub outcome: Outcome,
     /// Why it was refused, and whether a fault record shows it.
     pub fault: Option<(Reason, bool)>,
-    /// The answer came out of the caches alone.
+    /// The translation was cached before.
     pub cached: bool,
+    /// Domain id, where tables or caches gave one.
+    pub domain: Option<u16>,
 }
 
 impl Probe {
@@ -86,7 +88,8 @@ impl Probe {
             TraceLine::Faulted { reason, recorded, .. } => Some((*reason, *recorded)),
             _ => None,
         });
-        Answer { outcome, fault, cached }
+        let domain = self.unit.domain(source, &self.fabric);
+        Answer { outcome, fault, cached, domain }
     }
 
     /// Rules of the programming interface that software broke since the last request.

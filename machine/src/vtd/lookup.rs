@@ -111,7 +111,9 @@ impl Unit {
         if let Some(answer) = self.caches.pasid(source, number) {
             return answer;
         }
-        let answer = self.read_pasid(directory, number, fabric);
+        let answer = self.read_pasid(directory, number, fabric).map_err(|(reason, quiet)| {
+            if self.config.quirks.one_pasid_reason { (Reason::PASID_ACCESS, false) } else { (reason, quiet) }
+        });
         if is_new && (answer.is_ok() || self.config.caching.pasids) {
             self.caches.keep_directory(source, Ok(directory));
         }
@@ -247,7 +249,15 @@ impl Unit {
         let second_fits = cap.supports_levels(entry.second_stage_levels());
         let (second, levels) = (entry.second_stage_table().get(), entry.second_stage_levels());
         let (first, first_levels) = (entry.first_stage_table().get(), entry.first_stage_levels());
-        match entry.translation() {
+        let translation = match entry.translation() {
+            PasidTranslation::FirstStage | PasidTranslation::Nested
+                if self.config.quirks.second_stage_only =>
+            {
+                PasidTranslation::SecondStage
+            }
+            other => other,
+        };
+        match translation {
             PasidTranslation::SecondStage if ecap.ssts() && second_fits => {
                 Some(Route::SecondStage { top: second, levels })
             }

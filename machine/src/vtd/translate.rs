@@ -188,6 +188,11 @@ impl Unit {
         }
     }
 
+    /// The domain id of what a request without PASID of `source` is translated by.
+    pub(crate) fn domain(&self, source: SourceId, fabric: &Fabric) -> Option<u16> {
+        Some(self.peek_context(source, fabric)?.domain)
+    }
+
     fn page(&mut self, tag: Tag, route: Route, iova: u64, write: bool, fabric: &mut Fabric) -> PageAnswer {
         match self.caches.page(tag, iova) {
             // A first write to a page that was cached clean goes to memory for the dirty bit.
