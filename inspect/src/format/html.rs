@@ -35,8 +35,8 @@ pub fn page(memory: &Memory, model: &Model, name: &str) -> String {
                 header {
                     h1 { (name) }
                     p.facts { (facts(memory, model)) }
-                    (search())
                 }
+                div.bar { (search()) }
                 main {
                     (problems(model))
                     (map::section(memory, model))
@@ -114,7 +114,7 @@ fn domains(model: &Model) -> Markup {
                 details id=(format!("domain-{number}")) {
                     summary {
                         strong { "domain " (number) } " · " (space.format()) " · " (size(space.mapped)) " mapped · "
-                        (space.leaf_count()) " leaves in " (space.table_count()) " tables"
+                        "leaves: " (space.leaf_count()) " · tables: " (space.table_count())
                     }
                     p { "top table " code { (space.top.table) } " · used by "
                         @for (_, source, pasid) in model.users[number].iter().take(64) {

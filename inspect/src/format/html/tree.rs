@@ -71,6 +71,7 @@ fn requester_tree(model: &Model, requester: &Requester) -> Markup {
                         (translation_type_words(entry.translation_type())) ", id " (only.domain_id) ": "
                         (route(model, only.route))
                     }
+                    (_, [only]) => { "one PASID entry, id " (only.domain_id) ": " (route(model, only.route)) }
                     (_, all) => { (all.len()) " PASID entries" }
                 }
             }
