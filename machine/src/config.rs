@@ -208,6 +208,16 @@ impl UnitConfig {
         unit
     }
 
+    /// The unit with scalable mode: PASIDs of 20 bits, both stages and nesting, RID_PASID, first-stage leaves of 1 GiB.
+    #[must_use]
+    pub fn with_scalable_mode(self) -> Self {
+        self.with_ecap(|e| {
+            let stages = e.with_smts(true).with_ssts(true).with_fsts(true).with_nest(true);
+            stages.with_pasid(true).with_pss(19).with_rps(true)
+        })
+        .with_cap(|c| c.with_fs1gp(true))
+    }
+
     /// The unit, translating for these alone.
     #[must_use]
     pub fn for_sources(mut self, sources: &[SourceId]) -> Self {

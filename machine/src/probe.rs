@@ -81,9 +81,21 @@ impl Probe {
 
     /// A request of `source` for `bytes` bytes at `iova`, within one page. Nothing is transferred.
     pub fn request(&mut self, source: SourceId, iova: u64, bytes: u64, write: bool) -> Answer {
+        self.request_as(source, None, iova, bytes, write)
+    }
+
+    /// As [`request`](Self::request), with or without a PASID. What is said of caches and domain is so of requests without.
+    pub fn request_as(
+        &mut self,
+        source: SourceId,
+        pasid: Option<u32>,
+        iova: u64,
+        bytes: u64,
+        write: bool,
+    ) -> Answer {
         let cached = self.unit.has_cached(source, iova, &self.fabric);
         self.fabric.trace.clear();
-        let outcome = self.unit.translate(source, iova, bytes, write, &mut self.fabric);
+        let outcome = self.unit.translate_as(source, pasid, iova, bytes, write, &mut self.fabric);
         let fault = self.fabric.trace.iter().find_map(|line| match line {
             TraceLine::Faulted { reason, recorded, .. } => Some((*reason, *recorded)),
             _ => None,

@@ -13,6 +13,8 @@ mod lookup;
 pub mod queue;
 mod registers;
 #[cfg(test)]
+mod scalable_tests;
+#[cfg(test)]
 mod tests;
 mod translate;
 pub mod unit;
