@@ -92,7 +92,7 @@ impl<H: Hal> Iommu<'_, H> {
     }
 }
 
-/// Whether two PASID entries translate the same: everything else is the choice of who wrote them.
+/// Whether two PASID entries of one domain id translate the same: everything else is the choice of who wrote them.
 fn same_translation(one: PasidEntry, other: PasidEntry) -> bool {
     let (first, second) = match one.translation() {
         PasidTranslation::FirstStage => (true, false),
@@ -101,7 +101,6 @@ fn same_translation(one: PasidEntry, other: PasidEntry) -> bool {
         _ => return false,
     };
     one.pgtt() == other.pgtt()
-        && one.did() == other.did()
         && (!first || (one.fsptptr() == other.fsptptr() && one.fspm() == other.fspm()))
         && (!second || (one.ssptptr() == other.ssptptr() && one.aw() == other.aw()))
 }

@@ -157,6 +157,7 @@ fn what_differs_from_hardwares_tables_is_refused_and_nothing_is_booked() {
         (Vec::from([(0, Attachment::Domain(foreign)), right[1], right[2]]), mismatch(0)),
         (Vec::from([(0, Attachment::PassThrough), right[1], right[2]]), mismatch(0)),
         (Vec::from([right[0], right[1], (71, right[0].1)]), mismatch(71)),
+        (Vec::from([(0, right[2].1), right[1], right[2]]), mismatch(0)),
         (Vec::from([right[0], right[1], nested(0x3000, 4, domains[0])]), mismatch(71)),
         (Vec::from([right[0], right[1], nested(0x2000, 5, domains[0])]), mismatch(71)),
         (Vec::from([right[0], right[1], nested(0x2000, 4, foreign)]), mismatch(71)),
@@ -256,4 +257,61 @@ fn requesters_behind_one_bridge_are_imported_one_after_the_other() {
     assert_eq!(fake.dma_with(second.source, Some(70), 0x1000, true), Err(NO_PASID));
     iommu.detach(&mut ctx, second).expect("detach");
     assert_eq!(fake.dma(ALIAS[0], 0x1000, true), Err(NO_CONTEXT));
+}
+
+#[test]
+fn a_domain_under_another_id_or_of_another_depth_than_the_entry_says_is_a_mismatch() {
+    let (fake, mut ctx) = (rich_fake(), MaySleep::at_thread_start());
+    let left = left_behind(&fake, &mut ctx, Mode::SecondStage);
+    // Its translations would not be forgotten.
+    for i in [0, 1] {
+        let mut renamed = left.clone();
+        renamed[i].id = DomainId(9);
+        let (iommu, domains) = successor(&fake, &mut ctx, Mode::SecondStage, &renamed);
+        let pasid = [0, 70][i];
+        let got = iommu.import_pasids(&mut ctx, KEPT, &ALIAS, &all(&domains));
+        assert_eq!(got, Err(AttachError::PasidMismatch { requester: KEPT, pasid }));
+    }
+    let (iommu, domains) = successor(&fake, &mut ctx, Mode::SecondStage, &left[1..]);
+    let ids = [(UNIT, left[0].id)];
+    let flat = iommu.import_staged_domain(&mut ctx, Stage::Second, left[0].top, 3, &ids, &left[0].tables);
+    let domains = [flat.expect("import"), domains[0]];
+    let got = iommu.import_pasids(&mut ctx, KEPT, &ALIAS, &all(&domains));
+    assert_eq!(got, Err(AttachError::PasidMismatch { requester: KEPT, pasid: 0 }));
+}
+
+#[test]
+fn ids_of_nested_entries_are_claimed_all_or_none() {
+    for reserved in [false, true] {
+        let (fake, mut ctx) = (rich_fake(), MaySleep::at_thread_start());
+        let iommu = running_as(&fake, &mut ctx, config(Mode::SecondStage));
+        let parent = iommu.create_domain(&mut ctx, &[UNIT], None).expect("domain");
+        let (other, who) = (GuestTables { top: Iova::new(0x5000), ..GUEST }, requester(0, 2, 0));
+        let nested = [(1, GUEST), (2, other)];
+        for (pasid, first) in nested {
+            iommu.attach_nested(&mut ctx, who, &[], pasid, first, parent).expect("attach");
+        }
+        let mut tables = Vec::new();
+        iommu.domain_tables(parent, &mut |run| tables.push(run)).expect("domain");
+        let top = iommu.top_table(parent).expect("domain");
+        let (iommu, _) = successor(&fake, &mut ctx, Mode::SecondStage, &[]);
+        let parent = iommu.import_domain(&mut ctx, top, 4, &[], &tables).expect("import");
+        let attachments = nested.map(|(pasid, first)| (pasid, Attachment::Nested { first, parent }));
+        // The ids are 1 and 2; the second has an owner.
+        let id = |id| iommu.reserve_domain_id(UNIT, DomainId(id));
+        id(1).expect("free");
+        let foreign = iommu.create_domain(&mut ctx, &[UNIT], None).expect("domain");
+        iommu.attach(&mut ctx, requester(0, 3, 0), &[], foreign).expect("attach");
+        assert_eq!(iommu.domain_id(foreign, UNIT), Some(DomainId(2)));
+        if !reserved {
+            iommu.release_domain_id(UNIT, DomainId(1)).expect("reserved");
+        }
+        let taken = DomainError::DomainIdTaken { unit: UNIT, id: DomainId(2) };
+        let got = iommu.import_pasids(&mut ctx, who, &[], &attachments);
+        assert_eq!(got, Err(AttachError::Domain(taken)));
+        assert_eq!(id(1).is_ok(), !reserved, "as it was");
+        iommu.detach(&mut ctx, requester(0, 3, 0)).expect("detach");
+        iommu.import_pasids(&mut ctx, who, &[], &attachments).expect("import");
+        assert!(iommu.release_domain_id(UNIT, DomainId(1)).is_err(), "an attachment's");
+    }
 }
