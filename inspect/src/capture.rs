@@ -2,7 +2,7 @@
 //!
 //! Needs root. Memory comes from `/proc/kcore`, whose program headers say where physical memory lies; the units from the
 //! DMAR table in sysfs; their registers from `iommu_regset` in debugfs, or where that is not there from the hardware itself
-//! ([`registers`]). The kernel goes on meanwhile: what it changes in these moments may be caught half done.
+//! (`registers`). The kernel goes on meanwhile: what it changes in these moments may be caught half done.
 
 mod registers;
 

@@ -1,7 +1,7 @@
 //! What changed between two images, in terms of units, requesters, ranges, interrupts and handovers.
 //!
-//! Both sides are turned into facts by name ([`facts`]) and compared; what domains translate is compared address by
-//! address ([`ranges`]), so that tables that moved without a change of meaning show as moved tables only.
+//! Both sides are turned into facts by name (`facts`) and compared; what domains translate is compared address by
+//! address (`ranges`), so that tables that moved without a change of meaning show as moved tables only.
 
 mod facts;
 mod ranges;

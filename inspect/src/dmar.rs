@@ -1,8 +1,8 @@
 //! A DMAR table in words: every structure with its offset and its device scopes, and everything odd about it.
 //!
-//! [`examine`] reads a table as far as it can be read. What is odd is judged by weight: [`Weight::Refuse`] is what a
+//! `examine` reads a table as far as it can be read. What is odd is judged by weight: [`Weight::Refuse`] is what a
 //! kernel must not act upon, [`Weight::Odd`] what it must be written to expect. The judging of structures among one
-//! another is in [`judge`].
+//! another is in `judge`.
 
 mod judge;
 mod show;

@@ -1,7 +1,7 @@
 //! Memory images: what a kernel's memory held, read out of a file.
 //!
-//! [`open`] looks at a file's first bytes and takes it for what it is: an ELF core ([`elf`], program headers by physical
-//! address), a page file ([`pages`]), or, with a base address given, raw memory. Any of them may be packed with zstd.
+//! `open` looks at a file's first bytes and takes it for what it is: an ELF core (`elf`, program headers by physical
+//! address), a page file (`pages`), or, with a base address given, raw memory. Any of them may be packed with zstd.
 //! The result is one [`Memory`]: runs of physical addresses, each with its place in the file. Memory that no run holds is
 //! *missing*, which is an answer of its own and never zero.
 

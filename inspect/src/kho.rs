@@ -1,8 +1,8 @@
 //! Handovers in an image: Linux's container (KHO), what Linux puts into it, and our own records.
 //!
-//! [`scan`] looks for the root tree at the start of every frame; [`read`] reads the one at an address: the tree, the radix
-//! tree of preserved frames ([`radix`]), the live update orchestrator's sessions and files with the folios of memfds
-//! ([`luo`]), and our own records, by the auditor's reader. All of it is foreign: chains are bounded and checked for
+//! `scan` looks for the root tree at the start of every frame; `read` reads the one at an address: the tree, the radix
+//! tree of preserved frames (`radix`), the live update orchestrator's sessions and files with the folios of memfds
+//! (`luo`), and our own records, by the auditor's reader. All of it is foreign: chains are bounded and checked for
 //! circles, counts are believed only as far as memory is there for them.
 
 mod luo;

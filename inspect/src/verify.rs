@@ -1,7 +1,7 @@
 //! The invariants of a live update, checked on an image: what was looked at, how much, and every violation with the way
 //! that leads to it.
 //!
-//! An image with our own records is judged by the auditor ([`ours`]). On any other, a Linux kernel's say, [`linux`] states
+//! An image with our own records is judged by the auditor (`ours`). On any other, a Linux kernel's say, `linux` states
 //! what a jump would do as things stand: the preserved set is that of the handover found (none, when there is none), and
 //! requesters count as preserved only when the [`Policy`] says so.
 

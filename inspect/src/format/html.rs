@@ -1,6 +1,6 @@
 //! The model as a page: one file that needs nothing else, light or dark as the reader prefers.
 //!
-//! On top a map of physical memory ([`map`]), then each unit with its tree of tables ([`tree`]), then domains and
+//! On top a map of physical memory (`map`), then each unit with its tree of tables (`tree`), then domains and
 //! handovers. A search field finds an I/O address or a physical address in what the page shows.
 
 mod map;

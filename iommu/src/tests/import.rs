@@ -315,3 +315,15 @@ fn ids_of_nested_entries_are_claimed_all_or_none() {
         assert!(iommu.release_domain_id(UNIT, DomainId(1)).is_err(), "an attachment's");
     }
 }
+
+#[test]
+fn an_imported_domain_is_forgotten_under_pasids_that_nobody_has_imported_yet() {
+    let (fake, mut ctx) = (rich_fake(), MaySleep::at_thread_start());
+    let left = left_behind(&fake, &mut ctx, Mode::FirstStage);
+    let reach = || fake.dma_with(KEPT.source, Some(70), 0x1000, true);
+    assert_eq!(reach(), Ok(0x20_1000));
+    let (iommu, domains) = successor(&fake, &mut ctx, Mode::FirstStage, &left);
+    assert!(iommu.hold_mappings(left[1].top, false));
+    assert_eq!(iommu.unmap(&mut ctx, domains[1], Iova::new(0x1000), 0x1000), Ok(0x1000));
+    assert!(reach().is_err());
+}

@@ -189,3 +189,15 @@ fn a_domain_has_the_largest_width_and_leaves_that_its_units_have_in_common() {
     iommu.detach(&mut ctx, requester(0, 0x1f, 0)).expect("detach");
     assert!(iommu.attach(&mut ctx, requester(0, 0x1f, 0), &[], wide).is_err());
 }
+
+#[test]
+fn no_address_is_given_out_that_the_unit_takes_no_request_for() {
+    // As on units of 36 bits whose tables have three levels, for 39.
+    let cap = Cap::from_raw(QEMU_CAP).with_sagaw(2).with_mgaw(35);
+    let (fake, mut ctx) = (Fake::new(cap.raw(), QEMU_ECAP), MaySleep::at_thread_start());
+    let iommu = running(&fake, &mut ctx);
+    let domain = attached(&iommu, &mut ctx);
+    let beyond = MapError::OutOfRange { bits: 36, last: (1 << 36) + 0xfff };
+    assert_eq!(map(&iommu, &mut ctx, domain, 1 << 36, 0x1000), Err(beyond));
+    assert_eq!(map(&iommu, &mut ctx, domain, (1 << 36) - 0x1000, 0x1000), Ok(()));
+}

@@ -9,6 +9,7 @@ mod model;
 mod pasid;
 mod random;
 mod scalable;
+mod stages;
 mod tables;
 mod unit;
 
