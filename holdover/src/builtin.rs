@@ -6,7 +6,7 @@ use crate::settings::Settings;
 use crate::sound;
 use crate::trace::{Account, Entry};
 use anyhow::Context;
-use machine::{Machine, MachineConfig, RunConfig, TraceLine};
+use machine::{Machine, RunConfig, TraceLine};
 use scenario::event::Event;
 use scenario::story::Verdict;
 use spec::PhysAddr;
@@ -51,18 +51,11 @@ pub fn run(settings: &Settings) -> anyhow::Result<Record> {
 }
 
 fn config(settings: &Settings) -> RunConfig {
-    let machine = MachineConfig::qemu_like(settings.seed, settings.memory_bytes, settings.address_width);
-    let mut config = RunConfig::new(machine, settings.updates);
+    let mut config = RunConfig::new(settings.scenario.machine(settings), settings.updates);
     for release in &mut config.releases {
         *release = format!("{VERSION}-{release}");
     }
-    if !settings.poison {
-        config = config.with_option("no-poison", "");
-    }
-    match settings.mutant {
-        Some(mutant) => config.with_option("mutant", mutant.name()),
-        None => config,
-    }
+    settings.kernel_options().into_iter().fold(config, |config, (key, value)| config.with_option(key, value))
 }
 
 fn serial(machine: &Machine) -> Serial {
@@ -91,12 +84,14 @@ fn account(trace: &[TraceLine]) -> Account {
 /// What a line of the machine's trace means. None for lines that no judgement needs.
 fn entry(line: &TraceLine) -> Option<Entry> {
     Some(match *line {
-        TraceLine::Translated { source, iova, output, .. } => Entry::Translated { source, iova, to: output },
+        TraceLine::Translated { unit, source, iova, output, .. } => {
+            Entry::Translated { unit, source, iova, to: output }
+        }
         TraceLine::Faulted { source, iova, reason, write, .. } => {
             Entry::Blocked { source, iova, write, reason: reason.0 }
         }
         TraceLine::Untranslated { source, address, .. } => Entry::Untranslated { source, address },
-        TraceLine::TranslationEnabled { on, .. } => Entry::Enable(on),
+        TraceLine::TranslationEnabled { unit, on, .. } => Entry::Enable { unit, on },
         TraceLine::RootSet { table, .. } => Entry::Root(table),
         TraceLine::Misuse { rule, .. } | TraceLine::DeviceMisuse { what: rule, .. } => Entry::Misuse(rule),
         TraceLine::Mark { mark, .. } => Entry::Mark(mark),

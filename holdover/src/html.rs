@@ -53,7 +53,7 @@ fn verdict(report: &Report) -> Markup {
 fn place(report: &Report) -> Markup {
     let asked = &report.asked;
     html! {
-        (table::machine(report)) " · " (report.mode) " mode · " (asked.address_width) " bit · " (table::size(asked.memory_bytes))
+        (table::machine(report)) " · " (report.mode) " mode · " (asked.address_width) " bit · " (table::size(asked.memory_bytes)) " · scenario " (asked.scenario)
         @if asked.icount { " · counted instructions" }
         @if !asked.poison { " · memory not poisoned" }
         @if let Some(mutant) = &asked.mutant { " · " strong.bad { "mistake put in: " (mutant) } }

@@ -1,5 +1,7 @@
 //! The command `holdover`: shows a live update, and proves what it shows.
 //!
+//! [`scenarios`] names what can be shown: which machine, and what happens on it.
+//!
 //! [`update`] is the whole of `holdover update`. It runs the kernels on a machine ([`qemu`] or [`builtin`]) while
 //! [`progress`] watches; what the run leaves behind is a [`record`] of events, [`sound`] and [`trace`]. [`judge`] makes a
 //! [`report`] of it, which [`table`], [`html`] and plain JSON present.
@@ -17,6 +19,7 @@ pub mod record;
 pub mod report;
 #[cfg(test)]
 mod samples;
+pub mod scenarios;
 pub mod settings;
 pub mod sound;
 pub mod table;

@@ -19,6 +19,12 @@ struct Arguments {
 enum Command {
     /// Run a live update on QEMU or on the built-in machine, and show what happened
     Update(holdover::update::Options),
+    /// List what `update --scenario` can show, one line each
+    Scenarios {
+        /// Print one JSON object instead
+        #[arg(long)]
+        json: bool,
+    },
     #[command(flatten)]
     Look(inspect::cli::Command),
 }
@@ -26,11 +32,30 @@ enum Command {
 fn main() -> ExitCode {
     let options = match Arguments::parse().command {
         Command::Update(options) => options,
+        Command::Scenarios { json } => return list(json),
         Command::Look(command) => return look(&command),
     };
     match holdover::update::run(&options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            anstream::eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn list(json: bool) -> ExitCode {
+    let text = if json {
+        holdover::scenarios::json().map(|text| text + "\n")
+    } else {
+        Ok(holdover::scenarios::text())
+    };
+    match text {
+        Ok(text) => {
+            anstream::print!("{text}");
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             anstream::eprintln!("error: {error:#}");
             ExitCode::from(2)

@@ -18,6 +18,7 @@ use crate::{sound, trace};
 use anyhow::{Context, bail};
 use child::{Child, Line};
 use scenario::event::Event;
+use scenario::story::Mode;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -68,6 +69,57 @@ pub fn find(named: Option<&Path>) -> anyhow::Result<Qemu> {
         bail!("{} is QEMU {version}; {}.{} or newer is needed", program.display(), OLDEST.0, OLDEST.1);
     }
     Ok(Qemu { program: program.to_owned(), version: version.to_owned() })
+}
+
+impl Qemu {
+    /// Whether its remapping unit can be what the settings ask for.
+    ///
+    /// # Errors
+    /// What it lacks, and what to do; or that it cannot be asked.
+    pub fn check(&self, settings: &Settings) -> anyhow::Result<()> {
+        let mode = settings.mode;
+        let wanted = arguments::properties(mode).iter().chain(settings.scenario.qemu_unit());
+        let known = self.unit_properties()?;
+        if let Some(missing) = wanted.copied().find(|name| !known.iter().any(|known| known == name)) {
+            bail!(
+                "the remapping unit of QEMU {} has no {missing}, which --mode {mode} with scenario {} needs: name a newer \
+                 QEMU with --qemu (`cargo xtask qemu --version 10.0.2` fetches one), choose another mode, or run with \
+                 --machine builtin",
+                self.version,
+                settings.scenario.name
+            );
+        }
+        if mode == Mode::FirstStage && settings.address_width != 48 {
+            bail!(
+                "first-stage tables on QEMU have addresses of 48 bits: leave --address-width {} out",
+                settings.address_width
+            );
+        }
+        Ok(())
+    }
+
+    /// The properties that its remapping unit has.
+    fn unit_properties(&self) -> anyhow::Result<Vec<String>> {
+        let output = Command::new(&self.program)
+            .args(["-machine", "none", "-device", "intel-iommu,help"])
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("cannot run {}", self.program.display()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let properties: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.trim_start().split_once("=<"))
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        if properties.is_empty() {
+            bail!(
+                "{} has no remapping unit intel-iommu: {}",
+                self.program.display(),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(properties)
+    }
 }
 
 fn numbers(version: &str) -> Option<(u32, u32)> {

@@ -18,7 +18,8 @@ pub struct Report {
     pub machine: String,
     /// Version of the machine, as it names itself.
     pub machine_version: String,
-    /// Translation mode of the units, `"legacy"`; empty when no unit was reported.
+    /// Translation mode of the units, as the kernels say: `"legacy"`, `"second-stage"` or `"first-stage"`; empty when no
+    /// unit was reported.
     pub mode: String,
     /// How the run ended.
     pub outcome: Outcome,
@@ -194,6 +195,10 @@ pub struct Asked {
     pub icount: bool,
     /// The mistake that was put in on purpose.
     pub mutant: Option<String>,
+    /// The translation mode: `"legacy"`, `"second-stage"` or `"first-stage"`.
+    pub mode: String,
+    /// The scenario's name.
+    pub scenario: String,
 }
 
 /// One update: from one kernel to the next.
@@ -357,6 +362,8 @@ pub enum Kind {
     SoundBroken,
     /// Nothing was played in the gap, or nothing at all: the run shows nothing.
     SoundMissing,
+    /// A unit ran in another translation mode than was asked for.
+    WrongMode,
     /// A requester that was cut off still had an entry in hardware's tables.
     NotCutOff,
     /// A requester that was cut off was translated, though its entries are gone.
@@ -395,12 +402,13 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, the gravest first.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Refused,
         Self::Failed,
         Self::TranslationOff,
         Self::SoundBroken,
         Self::SoundMissing,
+        Self::WrongMode,
         Self::NotCutOff,
         Self::StaleTranslation,
         Self::MemoryChanged,
@@ -429,6 +437,7 @@ impl Kind {
             Self::TranslationOff => "translation-off",
             Self::SoundBroken => "sound-broken",
             Self::SoundMissing => "sound-missing",
+            Self::WrongMode => "wrong-mode",
             Self::NotCutOff => "not-cut-off",
             Self::StaleTranslation => "stale-translation",
             Self::MemoryChanged => "memory-changed",

@@ -15,6 +15,8 @@ const PLAYED: usize = 20_000;
 
 pub(crate) fn settings() -> Settings {
     Settings {
+        scenario: crate::scenarios::DEMO,
+        mode: scenario::story::Mode::Legacy,
         memory_bytes: 512 << 20,
         address_width: 48,
         seed: 1,

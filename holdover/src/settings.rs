@@ -1,7 +1,8 @@
 //! What a run is asked for, whatever machine it runs on.
 
 use crate::report::Asked;
-use scenario::story::Mutant;
+use crate::scenarios::Scenario;
+use scenario::story::{Mode, Mutant};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -13,6 +14,10 @@ pub const MEMORY_BYTES_MAX: u64 = 1 << 40;
 /// Everything that a run depends on.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Which machine, and what is done on it.
+    pub scenario: &'static Scenario,
+    /// Translation mode of all units.
+    pub mode: Mode,
     /// Bytes of memory, a multiple of 1 MiB.
     pub memory_bytes: u64,
     /// Bits of an input address: 39 or 48.
@@ -49,7 +54,21 @@ impl Settings {
             updates: self.updates,
             icount: self.icount,
             mutant: self.mutant.map(|m| m.name().to_owned()),
+            mode: self.mode.name().to_owned(),
+            scenario: self.scenario.name.to_owned(),
         }
+    }
+
+    /// What every kernel of the run is told, as keys and values. Each hands it on to its successor.
+    #[must_use]
+    pub fn kernel_options(&self) -> Vec<(&'static str, &'static str)> {
+        let mut options = vec![("mode", self.mode.name())];
+        options.extend(self.scenario.options);
+        if !self.poison {
+            options.push(("no-poison", ""));
+        }
+        options.extend(self.mutant.map(|mutant| ("mutant", mutant.name())));
+        options
     }
 }
 

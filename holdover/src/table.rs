@@ -31,7 +31,7 @@ fn heading(out: &mut String, report: &Report) -> fmt::Result {
     if !report.mode.is_empty() {
         write!(out, ", {} mode", report.mode)?;
     }
-    write!(out, ", {} bit, {}", asked.address_width, size(asked.memory_bytes))?;
+    write!(out, ", {} bit, {}, scenario {}", asked.address_width, size(asked.memory_bytes), asked.scenario)?;
     if let Some(mutant) = &asked.mutant {
         write!(out, ", {BAD}mistake put in: {mutant}{BAD:#}")?;
     }

@@ -8,7 +8,7 @@
 
 use crate::report;
 use scenario::platform::Mark;
-use spec::SourceId;
+use spec::{Segment as PciSegment, SourceId, UnitId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, Read};
 
@@ -16,6 +16,8 @@ use std::io::{self, BufRead, Read};
 pub const EVENTS: [&str; 5] =
     ["vtd_dmar_translate", "vtd_dmar_fault", "vtd_dmar_enable", "vtd_reg_dmar_root", "vtd_reg_write"];
 
+/// QEMU's one unit; its trace does not name it.
+const QEMU_UNIT: UnitId = UnitId { segment: PciSegment(0), register_base: 0xfed9_0000 };
 /// Register that the kernels write marks to: fault event data (VT-d 11.4.7.2).
 const MARK_REGISTER: u64 = 0x3c;
 /// Most marks that are told apart.
@@ -28,6 +30,8 @@ const LINE_BYTES_MAX: u64 = 4096;
 pub enum Entry {
     /// A request was translated.
     Translated {
+        /// The unit that did it.
+        unit: UnitId,
         /// Who asked.
         source: SourceId,
         /// The address asked for.
@@ -55,8 +59,13 @@ pub enum Entry {
     },
     /// Software broke a rule of the programming interface. Only the built-in machine notices.
     Misuse(&'static str),
-    /// Translation was switched on or off.
-    Enable(bool),
+    /// Translation of a unit was switched on or off.
+    Enable {
+        /// The unit.
+        unit: UnitId,
+        /// On; otherwise off.
+        on: bool,
+    },
     /// The root pointer was set.
     Root(u64),
     /// A kernel left a mark.
@@ -72,6 +81,8 @@ pub struct Traffic {
     pub blocked: u64,
     /// Requests that reached memory as they were.
     pub untranslated: u64,
+    /// The unit that translated last.
+    pub unit: Option<UnitId>,
     /// The first translated address and where it went.
     pub first_translated: Option<(u64, u64)>,
     /// The first blocked address and the reason.
@@ -83,6 +94,7 @@ impl Traffic {
         self.translated += other.translated;
         self.blocked += other.blocked;
         self.untranslated += other.untranslated;
+        self.unit = other.unit.or(self.unit);
         self.first_translated = self.first_translated.or(other.first_translated);
         self.first_blocked = self.first_blocked.or(other.first_blocked);
     }
@@ -93,10 +105,10 @@ impl Traffic {
 pub struct Segment {
     /// The mark that it begins with; none for the part before the first mark.
     pub mark: Option<Mark>,
-    /// Whether translation was on when it began.
-    pub enabled_at_start: bool,
-    /// How often translation was switched off within it.
-    pub switched_off: u64,
+    /// The units whose translation was on when it began.
+    pub enabled_at_start: BTreeSet<UnitId>,
+    /// How often translation was switched off within it, by unit.
+    pub switched_off: BTreeMap<UnitId, u64>,
     /// How often the root pointer was set within it.
     pub roots_set: u64,
     /// Who did what.
@@ -107,14 +119,15 @@ pub struct Segment {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
     segments: Vec<Segment>,
-    enabled: bool,
+    enabled: BTreeSet<UnitId>,
     overfull: bool,
     misuse: BTreeSet<&'static str>,
 }
 
 impl Default for Account {
     fn default() -> Self {
-        Self { segments: vec![Segment::default()], enabled: false, overfull: false, misuse: BTreeSet::new() }
+        let (enabled, misuse) = (BTreeSet::new(), BTreeSet::new());
+        Self { segments: vec![Segment::default()], enabled, overfull: false, misuse }
     }
 }
 
@@ -123,15 +136,17 @@ impl Account {
     pub fn note(&mut self, entry: Entry) {
         match entry {
             Entry::Mark(mark) => return self.open(mark),
-            Entry::Enable(on) => self.enabled = on,
+            Entry::Enable { unit, on: true } => drop(self.enabled.insert(unit)),
+            Entry::Enable { unit, on: false } => drop(self.enabled.remove(&unit)),
             Entry::Misuse(rule) => drop(self.misuse.insert(rule)),
             _ => {}
         }
         let Some(segment) = self.segments.last_mut() else { return };
         match entry {
-            Entry::Translated { source, iova, to } => {
+            Entry::Translated { unit, source, iova, to } => {
                 let traffic = segment.sources.entry(source).or_default();
                 traffic.translated += 1;
+                traffic.unit = Some(unit);
                 traffic.first_translated.get_or_insert((iova, to));
             }
             Entry::Blocked { source, iova, reason, .. } => {
@@ -142,9 +157,9 @@ impl Account {
             Entry::Untranslated { source, .. } => {
                 segment.sources.entry(source).or_default().untranslated += 1
             }
-            Entry::Enable(false) => segment.switched_off += 1,
+            Entry::Enable { unit, on: false } => *segment.switched_off.entry(unit).or_default() += 1,
             Entry::Root(_) => segment.roots_set += 1,
-            Entry::Enable(true) | Entry::Misuse(_) | Entry::Mark(_) => {}
+            Entry::Enable { on: true, .. } | Entry::Misuse(_) | Entry::Mark(_) => {}
         }
     }
 
@@ -153,7 +168,8 @@ impl Account {
             self.overfull = true;
             return;
         }
-        let segment = Segment { mark: Some(mark), enabled_at_start: self.enabled, ..Segment::default() };
+        let segment =
+            Segment { mark: Some(mark), enabled_at_start: self.enabled.clone(), ..Segment::default() };
         self.segments.push(segment);
     }
 
@@ -205,6 +221,12 @@ impl Account {
                 Some((*inside, segment))
             })
             .filter_map(|(inside, segment)| inside.then_some(segment))
+    }
+
+    /// The units that must go on translating: those that translated for one of these requesters while devices were running.
+    #[must_use]
+    pub fn units_of(&self, requesters: &[SourceId]) -> BTreeSet<UnitId> {
+        requesters.iter().filter_map(|source| self.of_running(*source).unit).collect()
     }
 
     /// What a requester did in the time when it had to be cut off.
@@ -272,7 +294,12 @@ pub fn entry(line: &str) -> Option<Entry> {
     match event {
         "vtd_dmar_translate" => {
             let source = source(fields.after("dev")?)?;
-            Some(Entry::Translated { source, iova: fields.number("iova")?, to: fields.number("gpa")? })
+            Some(Entry::Translated {
+                unit: QEMU_UNIT,
+                source,
+                iova: fields.number("iova")?,
+                to: fields.number("gpa")?,
+            })
         }
         "vtd_dmar_fault" => {
             let source = SourceId::from_raw(u16::try_from(fields.number("sid")?).ok()?);
@@ -280,7 +307,7 @@ pub fn entry(line: &str) -> Option<Entry> {
             let iova = fields.number("addr")?;
             Some(Entry::Blocked { source, iova, write: fields.number("write")? != 0, reason })
         }
-        "vtd_dmar_enable" => Some(Entry::Enable(fields.number("enable")? != 0)),
+        "vtd_dmar_enable" => Some(Entry::Enable { unit: QEMU_UNIT, on: fields.number("enable")? != 0 }),
         "vtd_reg_dmar_root" => Some(Entry::Root(fields.number("addr")?)),
         "vtd_reg_write" if fields.number("addr")? == MARK_REGISTER => {
             fields.number("size")?;
@@ -359,8 +386,8 @@ vtd_dmar_fault sid 0x10 fault 6 addr 0x20000 write 0
         assert_eq!(fault, Entry::Blocked { source, iova: 0x2_0000, write: false, reason: 113 });
         let line = "vtd_dmar_translate dev 01:1f.07 iova 0x1 -> gpa 0x2 mask 0xfff";
         let source = SourceId::new(1, 31, 7);
-        assert_eq!(entry(line), Some(Entry::Translated { source, iova: 1, to: 2 }));
-        assert_eq!(entry("vtd_dmar_enable enable 0"), Some(Entry::Enable(false)));
+        assert_eq!(entry(line), Some(Entry::Translated { unit: QEMU_UNIT, source, iova: 1, to: 2 }));
+        assert_eq!(entry("vtd_dmar_enable enable 0"), Some(Entry::Enable { unit: QEMU_UNIT, on: false }));
         assert_eq!(entry("vtd_reg_dmar_root addr 0x3000000 scalable 0"), Some(Entry::Root(0x300_0000)));
         let line = "vtd_reg_write addr 0x3c size 0x4 value 0x1003";
         assert_eq!(entry(line), Some(Entry::Mark(Mark::CutOffDone)));
@@ -397,11 +424,13 @@ vtd_dmar_fault sid 0x10 fault 6 addr 0x20000 write 0
     #[test]
     fn translation_going_off_is_seen_only_while_devices_run() {
         let account = read(RUN.as_bytes()).unwrap();
-        assert!(account.running().iter().all(|s| s.enabled_at_start && s.switched_off == 0));
+        let on = |s: &Segment| s.enabled_at_start.contains(&QEMU_UNIT) && s.switched_off.is_empty();
+        assert!(account.running().iter().all(on));
         let off = RUN
             .replace("value 0x1004\n", "value 0x1004\nvtd_dmar_enable enable 0\nvtd_dmar_enable enable 1\n");
         let account = read(off.as_bytes()).unwrap();
-        let at: Vec<_> = account.running().iter().filter(|s| s.switched_off > 0).map(|s| s.mark).collect();
+        let at: Vec<_> =
+            account.running().iter().filter(|s| !s.switched_off.is_empty()).map(|s| s.mark).collect();
         assert_eq!(at, [Some(Mark::Jump)]);
     }
 

@@ -4,13 +4,14 @@ use crate::judge::{Judgement, judge};
 use crate::progress::Progress;
 use crate::record::{Ended, Record};
 use crate::report::Outcome;
+use crate::scenarios::{self, Scenario};
 use crate::settings::{self, Settings};
 use crate::sound::Tune;
 use crate::{builtin, html, qemu, sound, table};
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use scenario::story::Mutant;
+use scenario::story::{Mode, Mutant};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
@@ -24,6 +25,12 @@ pub struct Options {
     /// Where to run: QEMU, the built-in machine, or QEMU if there is one
     #[arg(long, value_enum, default_value_t = Machine::Auto)]
     machine: Machine,
+    /// What happens, and on which machine: `holdover scenarios` lists them
+    #[arg(long, value_name = "NAME", default_value = "demo", value_parser = all_scenarios(), hide_possible_values = true)]
+    scenario: &'static Scenario,
+    /// Translation mode of the remapping hardware
+    #[arg(long, value_name = "MODE", default_value = "legacy", value_parser = modes())]
+    mode: Mode,
     /// Seed of everything that is drawn; the same seed gives the same run on the built-in machine
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -85,6 +92,16 @@ fn mutants() -> impl TypedValueParser<Value = Mutant> {
         .try_map(|name| Mutant::ALL.into_iter().find(|m| m.name() == name).ok_or("no such mistake"))
 }
 
+fn modes() -> impl TypedValueParser<Value = Mode> {
+    PossibleValuesParser::new(Mode::ALL.map(Mode::name))
+        .try_map(|name| Mode::ALL.into_iter().find(|m| m.name() == name).ok_or("no such mode"))
+}
+
+fn all_scenarios() -> impl TypedValueParser<Value = &'static Scenario> {
+    PossibleValuesParser::new(scenarios::ALL.iter().map(|scenario| scenario.name))
+        .try_map(|name| scenarios::named(&name).ok_or("no such scenario"))
+}
+
 /// Runs the command. Gives whether the update was clean.
 ///
 /// # Errors
@@ -105,6 +122,8 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
 impl Options {
     fn settings(&self) -> anyhow::Result<Settings> {
         Ok(Settings {
+            scenario: self.scenario,
+            mode: self.mode,
             memory_bytes: self.memory,
             address_width: self.address_width.parse()?,
             seed: self.seed,
@@ -145,8 +164,13 @@ impl Options {
 }
 
 fn record(options: &Options, settings: &Settings) -> anyhow::Result<Record> {
-    match options.choose()? {
+    let machine = options.choose()?;
+    if let Some(why) = settings.scenario.refusal(settings.mode, machine.is_some()) {
+        bail!(why);
+    }
+    match machine {
         Some(found) => {
+            found.check(settings)?;
             let mut progress = Progress::begin(&format!("QEMU {}", found.version));
             qemu::run(&found, settings, &mut |event| progress.note(event))
         }

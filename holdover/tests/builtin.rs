@@ -4,6 +4,8 @@ mod common;
 
 use common::{Ran, command, update};
 use holdover::report::{Kind, Outcome};
+use holdover::scenarios::{self, Scenario};
+use scenario::story::Mode;
 use std::time::{Duration, Instant};
 
 fn run(arguments: &[&str]) -> Ran {
@@ -76,6 +78,44 @@ fn every_mistake_is_found_and_told_apart() {
     assert_eq!((broken.status, broken.report.outcome), (1, Outcome::Failed));
     assert!(broken.report.findings.iter().any(|f| f.kind == Kind::Failed && f.words.contains("digest")));
     assert!(broken.report.translation_enabled_throughout);
+}
+
+/// Scenarios that are played in legacy mode.
+fn scenarios() -> impl Iterator<Item = &'static str> {
+    let legacy = |scenario: &&Scenario| scenario.modes.contains(&Mode::Legacy);
+    scenarios::ALL.iter().filter(legacy).map(|scenario| scenario.name)
+}
+
+#[test]
+fn every_scenario_completes() {
+    for name in scenarios() {
+        let ran = run(&["--scenario", name]);
+        eprintln!("{name}");
+        ran.assert_clean();
+        assert_eq!((ran.report.asked.scenario.as_str(), ran.report.mode.as_str()), (name, "legacy"));
+    }
+}
+
+#[test]
+fn mistakes_are_found_in_every_scenario() {
+    for name in scenarios() {
+        eprintln!("{name}");
+        run(&["--scenario", name, "--mutant", "no-cut-off"]).assert_found(
+            &[Kind::NotCutOff],
+            &[Kind::MemoryChanged, Kind::AuditViolation, Kind::CutOffUnconfirmed],
+        );
+        run(&["--scenario", name, "--mutant", "missing-invalidation"])
+            .assert_found(&[Kind::StaleTranslation, Kind::MemoryChanged], &[]);
+        run(&["--scenario", name, "--mutant", "stray-leaf"])
+            .assert_found(&[Kind::Refused, Kind::AuditViolation], &[]);
+    }
+}
+
+#[test]
+fn a_unit_with_nothing_preserved_goes_off_and_comes_back_empty() {
+    let ran = run(&["--scenario", "units", "--updates", "2"]);
+    ran.assert_clean();
+    assert_eq!(ran.report.evidence.units.len(), 3);
 }
 
 #[test]

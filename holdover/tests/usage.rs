@@ -20,6 +20,8 @@ fn values_that_make_no_sense_are_refused_by_their_option() {
         (["--machine", "bochs"], "builtin"),
         (["--timeout", "0"], "--timeout"),
         (["--seed", "-"], "--seed"),
+        (["--mode", "nested"], "second-stage"),
+        (["--scenario", "none"], "narrow-queue"),
     ] {
         let errors = refusal(&arguments);
         assert!(errors.contains(word), "{arguments:?}: {errors}");
@@ -38,6 +40,33 @@ fn a_qemu_that_was_named_and_cannot_run_is_no_reason_for_another_machine() {
 fn options_that_contradict_each_other_are_refused() {
     assert!(refusal(&["--machine", "builtin", "--qemu", "x"]).contains("--qemu"));
     assert!(refusal(&["--machine", "builtin", "--icount"]).contains("--icount"));
+}
+
+#[test]
+fn a_scenario_that_mode_or_machine_does_not_carry_is_refused_with_what_to_do() {
+    let narrow = refusal(&["--machine", "builtin", "--scenario", "narrow-queue"]);
+    assert!(narrow.contains("--mode second-stage"), "{narrow}");
+    let registers =
+        refusal(&["--machine", "builtin", "--scenario", "registers-only", "--mode", "first-stage"]);
+    assert!(registers.contains("--mode legacy"), "{registers}");
+}
+
+#[test]
+fn scenarios_are_listed_one_line_each_and_as_one_object() {
+    let list = |more: &[&str]| {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_holdover")).arg("scenarios").args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let object: serde_json::Value = serde_json::from_str(&list(&["--json"])).unwrap();
+    assert_eq!(object["schema"], "holdover.scenarios/1");
+    let names =
+        object["scenarios"].as_array().unwrap().iter().map(|scenario| scenario["name"].as_str().unwrap());
+    let text = list(&[]);
+    let lines: Vec<_> = text.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(names.collect::<Vec<_>>(), lines);
+    assert!(lines.contains(&"demo"));
 }
 
 #[test]

@@ -18,6 +18,18 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Legacy, Self::SecondStage, Self::FirstStage];
+
+    /// Its name on command lines and in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Legacy => "legacy",
+            Self::SecondStage => "second-stage",
+            Self::FirstStage => "first-stage",
+        }
+    }
     /// RTADDR.TTM of the mode (VT-d 11.4.5).
     #[must_use]
     pub const fn table_mode(self) -> u64 {
@@ -43,11 +55,7 @@ impl Mode {
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Legacy => "legacy",
-            Self::SecondStage => "second-stage",
-            Self::FirstStage => "first-stage",
-        })
+        f.write_str(self.name())
     }
 }
 

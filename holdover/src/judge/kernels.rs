@@ -26,6 +26,11 @@ fn story(report: &mut Report, event: &Event, since: &impl Fn(u64) -> u64) {
         Event::Boot { kernel, update, .. } => boot(report, kernel, *update),
         Event::Unit { unit, version, cap, ecap, mode, .. } => {
             report.mode.clone_from(mode);
+            if *mode != report.asked.mode {
+                let words =
+                    format!("unit {unit} runs in {mode} mode, where {} was asked for", report.asked.mode);
+                report.find(Kind::WrongMode, words);
+            }
             if !report.evidence.units.iter().any(|u| u.unit == *unit) {
                 let (cap, ecap) = (format!("{cap:#018x}"), format!("{ecap:#018x}"));
                 report.evidence.units.push(Unit { unit: unit.clone(), version: version.clone(), cap, ecap });

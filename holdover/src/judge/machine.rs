@@ -35,20 +35,28 @@ fn translation(report: &mut Report, account: &Account) {
         return report.find(Kind::RecordIncomplete, words);
     };
     let mut enabled = true;
-    if !first.enabled_at_start {
+    let preserved: Vec<_> = report.preserved.iter().filter_map(|p| source_of(&p.requester)).collect();
+    let carriers = account.units_of(&preserved);
+    if first.enabled_at_start.is_empty() || !carriers.is_subset(&first.enabled_at_start) {
         enabled = false;
         report.find(Kind::TranslationOff, "translation was off when the devices were running");
     }
-    for segment in running.iter().filter(|s| s.switched_off > 0) {
-        enabled = false;
-        report.find(
-            Kind::TranslationOff,
-            format!(
-                "translation was switched off {} while devices were running, {}",
-                if segment.switched_off == 1 { "once".into() } else { count(segment.switched_off, "time") },
-                moment(segment)
-            ),
-        );
+    for segment in running {
+        // A unit with nothing preserved is switched off with the cut-off, as in any shutdown; no other, and at no other time.
+        let legal = |unit| {
+            segment.mark == Some(Mark::CutOffBegin) && !carriers.contains(unit) && !carriers.is_empty()
+        };
+        for (_, &times) in segment.switched_off.iter().filter(|(unit, _)| !legal(*unit)) {
+            enabled = false;
+            report.find(
+                Kind::TranslationOff,
+                format!(
+                    "translation was switched off {} while devices were running, {}",
+                    if times == 1 { "once".into() } else { count(times, "time") },
+                    moment(segment)
+                ),
+            );
+        }
     }
     let past = untranslated(account);
     if let Some((who, requests)) = past.first_key_value() {

@@ -6,7 +6,14 @@ use crate::samples;
 use crate::trace::{self, Account, Entry};
 use scenario::event::{Event, Violation};
 use scenario::platform::Mark;
-use spec::SourceId;
+use spec::{Segment as PciSegment, SourceId, UnitId};
+
+/// The unit that translates for everybody.
+const UNIT: UnitId = UnitId { segment: PciSegment(0), register_base: 0xfed9_0000 };
+
+fn enable(on: bool) -> Entry {
+    Entry::Enable { unit: UNIT, on }
+}
 
 fn report(change: impl FnOnce(&mut Record)) -> Report {
     let mut record = samples::record();
@@ -32,14 +39,14 @@ fn without(gone: impl Fn(&Event) -> bool) -> impl FnOnce(&mut Record) {
 /// The trace of the clean run with an entry put in right after a mark.
 fn after(mark: Mark, entries: &[Entry]) -> Account {
     let mut account = Account::default();
-    account.note(Entry::Enable(true));
+    account.note(enable(true));
     let (hda, edu) = (SourceId::new(0, 2, 0), SourceId::new(0, 3, 0));
     let (b, c) = (SourceId::new(0, 4, 0), SourceId::new(1, 0, 0));
     for at in 0x1001..=0x1008 {
         let now = trace::mark(at).unwrap();
         account.note(Entry::Mark(now));
         for source in [hda, edu] {
-            account.note(Entry::Translated { source, iova: 0x1000, to: 0x2000 });
+            account.note(Entry::Translated { unit: UNIT, source, iova: 0x1000, to: 0x2000 });
         }
         if now == Mark::Arrived {
             for source in [b, c] {
@@ -74,7 +81,7 @@ fn a_result_survives_being_written_and_read() {
 
 #[test]
 fn translation_that_goes_off_in_the_gap_is_found_and_told_where() {
-    let report = report(trace_with(Mark::Arrived, &[Entry::Enable(false), Entry::Enable(true)]));
+    let report = report(trace_with(Mark::Arrived, &[enable(false), enable(true)]));
     assert!(!report.translation_enabled_throughout);
     assert_eq!(report.findings.len(), 1);
     assert_eq!(report.findings[0].kind, Kind::TranslationOff);
@@ -84,7 +91,27 @@ fn translation_that_goes_off_in_the_gap_is_found_and_told_where() {
 
 #[test]
 fn translation_that_goes_off_after_the_end_is_no_concern() {
-    assert_eq!(kinds(trace_with(Mark::Over, &[Entry::Enable(false)])), []);
+    assert_eq!(kinds(trace_with(Mark::Over, &[enable(false)])), []);
+}
+
+#[test]
+fn a_unit_with_nothing_preserved_may_go_off_with_the_cut_off_and_at_no_other_time() {
+    let idle = Entry::Enable { unit: UnitId { register_base: 0xfed9_1000, ..UNIT }, on: false };
+    assert_eq!(kinds(trace_with(Mark::CutOffBegin, &[idle])), []);
+    assert_eq!(kinds(trace_with(Mark::CutOffBegin, &[enable(false)])), [Kind::TranslationOff]);
+    for mark in [Mark::Running, Mark::CutOffDone, Mark::Arrived, Mark::Adopted] {
+        assert_eq!(kinds(trace_with(mark, &[idle])), [Kind::TranslationOff], "{mark:?}");
+    }
+}
+
+#[test]
+fn a_unit_in_another_mode_than_was_asked_for_is_found() {
+    let other = |event: &mut Event| {
+        if let Event::Unit { mode, .. } = event {
+            *mode = "second-stage".into();
+        }
+    };
+    assert_eq!(kinds(events(other)), [Kind::WrongMode]);
 }
 
 #[test]
@@ -95,7 +122,7 @@ fn a_request_that_goes_past_translation_is_found() {
 
 #[test]
 fn a_translation_after_the_cut_off_is_stale_where_entries_were_cleared_and_a_left_out_cut_off_else() {
-    let through = [Entry::Translated { source: SourceId::new(0, 4, 0), iova: 1, to: 2 }];
+    let through = [Entry::Translated { unit: UNIT, source: SourceId::new(0, 4, 0), iova: 1, to: 2 }];
     for mark in [Mark::CutOffDone, Mark::Jump, Mark::Arrived, Mark::Adopted, Mark::Finished] {
         assert_eq!(kinds(trace_with(mark, &through)), [Kind::StaleTranslation], "{mark:?}");
     }
@@ -154,11 +181,16 @@ fn a_unit_that_says_it_lost_records_has_told_of_the_fault() {
 fn a_requester_that_never_tried_shows_nothing() {
     let gone = |record: &mut Record| {
         let mut account = Account::default();
-        account.note(Entry::Enable(true));
+        account.note(enable(true));
         for at in 0x1001..=0x1008 {
             account.note(Entry::Mark(trace::mark(at).unwrap()));
             for device in [2, 3] {
-                account.note(Entry::Translated { source: SourceId::new(0, device, 0), iova: 1, to: 2 });
+                account.note(Entry::Translated {
+                    unit: UNIT,
+                    source: SourceId::new(0, device, 0),
+                    iova: 1,
+                    to: 2,
+                });
             }
         }
         record.account = Ok(account);

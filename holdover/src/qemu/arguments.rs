@@ -3,6 +3,7 @@
 use crate::record::Ended;
 use crate::settings::Settings;
 use crate::{sound, trace};
+use scenario::story::Mode;
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -83,10 +84,22 @@ fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
+/// What QEMU's unit is switched on for a mode, by its properties' names.
+pub(super) fn properties(mode: Mode) -> &'static [&'static str] {
+    match mode {
+        Mode::Legacy => &[],
+        Mode::SecondStage => &["x-scalable-mode"],
+        Mode::FirstStage => &["x-scalable-mode", "x-flts"],
+    }
+}
+
 /// The devices at the places where the scenario looks for them. The unit comes first, so that it sees all others.
 fn devices(line: &mut Line, settings: &Settings, files: &Files) {
-    let width = settings.address_width;
-    line.option("-device", format!("intel-iommu,intremap=on,aw-bits={width}"));
+    let mut unit = format!("intel-iommu,intremap=on,aw-bits={}", settings.address_width);
+    for property in properties(settings.mode).iter().chain(settings.scenario.qemu_unit()) {
+        unit.push_str(&format!(",{property}=on"));
+    }
+    line.option("-device", unit);
     // Paced by its own timer, QEMU's codec throws 2048 frames away whenever the host keeps QEMU waiting for more than about
     // 40 ms (hda-codec.c, overrun). Paced by the file, with a tick of 1000 microseconds, it loses none on a busy host.
     line.option(
@@ -119,12 +132,10 @@ fn kernel_options(settings: &Settings) -> String {
         format!("seed={}", settings.seed),
         format!("updates={}", settings.updates),
     ];
-    if !settings.poison {
-        options.push("no-poison".to_owned());
-    }
-    if let Some(mutant) = settings.mutant {
-        options.push(format!("mutant={}", mutant.name()));
-    }
+    options.extend(settings.kernel_options().into_iter().map(|(key, value)| match value {
+        "" => key.to_owned(),
+        value => format!("{key}={value}"),
+    }));
     options.join(" ")
 }
 

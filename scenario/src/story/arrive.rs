@@ -165,6 +165,8 @@ fn retrieve<'k, 'p, P: Platform + ?Sized>(
     let start = platform.now();
     let cut = incoming.finish(ctx, &mut |_| {});
     phases.push(("finish", start, platform.now() - start));
+    // A unit with nothing preserved was switched off. Now that it has an empty root table, it lets nobody through.
+    kernel.iommu.enable(ctx).map_err(Trouble::at("switch translation on"))?;
     platform.mark(Mark::Finished);
     platform.log(format_args!("finished; {cut} requesters that nobody retrieved were cut off"));
 

@@ -6,6 +6,7 @@
 
 mod arrive;
 mod devices;
+mod drive;
 mod fault_log;
 mod host;
 mod judge;
@@ -28,6 +29,7 @@ use scene::Scene;
 use spec::PhysAddr;
 use trouble::Trouble;
 
+pub use iommu::Mode;
 pub use mutant::Mutant;
 
 /// How a kernel's life ends.
@@ -85,7 +87,7 @@ fn live<P: Platform + ?Sized>(platform: &P, handover: Option<PhysAddr>, update: 
         machine.only.set(platform.spare());
     }
     let buses = host::Buses(crate::pci::Topology::discover(platform, &[]));
-    let setup = units.setup(&buses);
+    let setup = units.setup(&buses, drive::config(platform)?);
     let iommu = match opened {
         Some(_) => iommu::Iommu::take_over(&machine, &mut ctx, setup),
         None => iommu::Iommu::probe(&machine, &mut ctx, setup),

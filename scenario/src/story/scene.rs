@@ -407,6 +407,7 @@ pub(crate) fn report_unit<P: Platform + ?Sized>(
         ecap: unit.ecap().raw(),
         status: unit.status().raw(),
         root: unit.root().raw(),
-        mode: if unit.root().ttm() == 0 { "legacy".to_string() } else { "scalable".to_string() },
+        // The driver takes no unit over that runs in another mode than it is driven in.
+        mode: unit.config().mode.to_string(),
     });
 }

@@ -31,9 +31,9 @@ impl Units {
     }
 
     /// What the driver is told.
-    pub(crate) fn setup<'h>(&self, buses: &'h Buses) -> Setup<'h> {
+    pub(crate) fn setup<'h>(&self, buses: &'h Buses, config: Config) -> Setup<'h> {
         let (units, host_address_bits) = (self.descriptions.clone(), self.host_address_bits);
-        Setup { units, host_address_bits, topology: buses, config: Config::default() }
+        Setup { units, host_address_bits, topology: buses, config }
     }
 }
 

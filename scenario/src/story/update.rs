@@ -289,6 +289,7 @@ fn bend_leaf<P: Platform + ?Sized>(scene: &Scene<'_, '_, P>) -> Result<(), Troub
     for level in (0..levels).rev() {
         let at = table.plus(8 * spec::second_stage::index(plan::EDU_IOVA.get(), level));
         let raw = machine.read(at).map_err(Trouble::at("bend a leaf"))?;
+        // Both stages keep a frame in the same bits, and the small page here has no large leaf above it.
         let entry = spec::second_stage::SecondStageEntry::from_raw(raw);
         if level > 0 {
             table = entry.address();
