@@ -4,6 +4,7 @@
 //! commands and descriptors only after `latency` polls, and has the habits of QEMU that a driver must cope with. Frame
 //! allocation can be made to fail at the n-th frame, hardware can be made to get stuck.
 
+pub(crate) mod interrupts;
 pub(crate) mod scalable;
 
 use crate::Hal;
@@ -51,6 +52,11 @@ pub(crate) enum Done {
         pasid: u32,
         page: u64,
         order: u64,
+    },
+    Interrupts {
+        index: bool,
+        first: u32,
+        order: u32,
     },
     Wait,
     RootSet,
@@ -121,6 +127,7 @@ pub(crate) struct FakeUnit {
     pasids: BTreeMap<(u16, u32), [u64; 8]>,
     /// By domain id, PASID unless of the second stage alone, and page.
     translations: BTreeMap<(u16, Option<u32>, u64), Option<Leaf>>,
+    pub(crate) interrupts: interrupts::Interrupts,
     pub(crate) quirks: Quirks,
     /// Page walks that did not snoop though they could: they see what the processor has not written back.
     pub(crate) incoherent: u32,
@@ -242,6 +249,7 @@ impl FakeUnit {
             wide_contexts: BTreeMap::new(),
             pasids: BTreeMap::new(),
             translations: BTreeMap::new(),
+            interrupts: interrupts::Interrupts::default(),
             quirks: Quirks::None,
             incoherent: 0,
             buffered: BTreeMap::new(),
@@ -353,6 +361,7 @@ impl FakeUnit {
                     let d = IotlbInvalidate::from_raw(words);
                     self.forget_translations(d.g(), d.did() as u16, d.addr(), d.am());
                 }
+                kind::INTERRUPT => self.forget_interrupts(words),
                 kind::WAIT => {
                     let d = Wait::from_raw(words);
                     self.done.push(Done::Wait);
@@ -394,6 +403,7 @@ impl FakeUnit {
             self.status = self.status.with_qies(false);
             self.iqh = 0;
         }
+        self.interrupt_command(command);
         self.translation_went_off |= self.status.tes() && !command.te();
         self.status = self.status.with_tes(command.te());
     }
@@ -439,6 +449,7 @@ impl FakeUnit {
             offset::IQA => self.iqa,
             offset::IQH => self.iqh,
             offset::IQT => self.iqt,
+            offset::IRTA => self.interrupts.irta,
             at if at == self.ecap.iotlb_offset() => self.iotlb,
             at if at >= records && at < records + 16 * self.records.len() as u64 => {
                 self.records[((at - records) / 16) as usize][((at - records) % 16 / 8) as usize]
@@ -452,6 +463,7 @@ impl FakeUnit {
         match at {
             offset::GCMD => self.command(value as u32),
             offset::RTADDR => self.rtaddr = value,
+            offset::IRTA => self.interrupts.irta = value,
             offset::CCMD => self.invalidate_context(value),
             offset::FSTS => self.fsts &= !(value as u32),
             offset::PMEN => {

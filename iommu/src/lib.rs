@@ -6,7 +6,7 @@
 //! PASID tables; [`faults`] reads what it recorded. Beside that, [`table`] holds one walker over page-table formats,
 //! [`arena`] the frames that tables are made of, [`domain`] an address space. [`driver`] puts all units and domains of a
 //! machine together, [`requesters`] attaches to them, by the units' [`scope`]s and with [`ids`] unique per unit;
-//! [`attachments`] and [`import`] do that for PASIDs. [`config`] has the modes, and what capabilities leave of them.
+//! [`attachments`] and [`import`] do that for PASIDs. [`interrupts`] has a unit's interrupt remapping table. [`config`] has the modes, and what capabilities leave of them.
 //!
 //! The driver reaches the machine through [`Hal`] alone, and implements the host traits of `liveupdate`.
 #![no_std]
@@ -29,6 +29,7 @@ pub mod faults;
 pub mod forget;
 pub mod ids;
 pub mod import;
+pub mod interrupts;
 pub mod pasid;
 mod places;
 pub mod queue;
@@ -50,6 +51,7 @@ pub use driver::{Iommu, Setup};
 pub use error::{AttachError, DomainError, MapError, UnitError};
 pub use faults::{Fault, FaultSummary};
 pub use forget::Invalidation;
+pub use interrupts::{Asker, InterruptEntry, InterruptError, InterruptSetup, Message};
 pub use pasid::{Attachment, GuestTables};
 pub use reduce::ReduceError;
 pub use scope::{Topology, UnitDescription};

@@ -10,12 +10,13 @@ pub use crate::config::{Config, Origin};
 use crate::error::UnitError;
 use crate::faults::{Fault, FaultSummary, harvest};
 use crate::forget::Invalidation;
+use crate::interrupts::InterruptTable;
 use crate::queue::{self, FRAMES, Queue};
 use crate::registers::Registers;
 use crate::table::format::Stage;
 use core::cell::{Cell, RefCell};
-use liveupdate::host::{Atomic, Forget, Forgotten, MaySleep, TimedOut, Unit};
-use spec::regs::{Cap, Ecap, Fectl, Fsts, Gsts, Pmen, RootAddr, offset};
+use liveupdate::host::{Atomic, Forget, Forgotten, InterruptRemapping, MaySleep, TimedOut, Unit};
+use spec::regs::{Cap, Ecap, Fectl, Fsts, Gsts, Irta, Pmen, RootAddr, offset};
 use spec::{Extent, PAGE_SIZE, PhysAddr, UnitId};
 
 /// One remapping unit.
@@ -30,6 +31,8 @@ pub struct VtdUnit<'h, H> {
     lock: Cell<bool>,
     /// Frames of the context tables (and root table) that this driver made.
     pub(crate) tables: RefCell<Arena>,
+    /// The interrupt table, while the driver knows of one.
+    pub(crate) interrupt_books: RefCell<Option<InterruptTable>>,
 }
 
 /// Opens the lock again, also when the code under it panics.
@@ -79,13 +82,14 @@ impl<'h, H: Hal> VtdUnit<'h, H> {
             origin: Origin::SetUp,
             lock: Cell::new(false),
             tables: RefCell::new(tables),
+            interrupt_books: RefCell::new(None),
         };
         let _ = unit.locked(ctx, |atomic| unit.forget(atomic, Forget::Everything))?;
         Ok(unit)
     }
 
-    /// Takes over a unit that a predecessor left running, in the configured mode. Translation, the root table and recorded
-    /// faults are not touched. The predecessor's queue, or its register commands, are drained; then a queue of our own is
+    /// Takes over a unit that a predecessor left running, in the configured mode. Translation, the root table, interrupt
+    /// remapping with its table, and recorded faults are not touched. The predecessor's queue, or its register commands, are drained; then a queue of our own is
     /// put in.
     ///
     /// # Errors
@@ -107,6 +111,9 @@ impl<'h, H: Hal> VtdUnit<'h, H> {
         if !running(status) {
             return Err(not_running(status));
         }
+        // In place, as it is: interrupts go on meanwhile.
+        let interrupts = (status.ires() && queue.is_some())
+            .then(|| InterruptTable::new(Irta::from_raw(registers.read64(offset::IRTA))));
         Ok(Self {
             registers,
             invalidation: Invalidation::probe(&registers, queue.as_ref(), config.mode)?,
@@ -115,6 +122,7 @@ impl<'h, H: Hal> VtdUnit<'h, H> {
             origin: Origin::TakenOver,
             lock: Cell::new(false),
             tables: RefCell::new(Arena::new(UNIT_CHUNK)),
+            interrupt_books: RefCell::new(interrupts),
         })
     }
 
@@ -216,6 +224,9 @@ impl<H: Hal> Unit for VtdUnit<'_, H> {
     fn disable(&self, _atomic: &Atomic) -> Result<(), TimedOut> {
         self.registers.command("switching translation off", |c| c.with_te(false), |s| !s.tes())?;
         self.release_protected_memory()
+    }
+    fn interrupts(&self) -> Option<&dyn InterruptRemapping> {
+        if self.can_remap_interrupts() { Some(self) } else { None }
     }
     /// # Panics
     /// When the lock is held already: code under a unit's lock asked for it again.

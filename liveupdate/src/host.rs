@@ -25,6 +25,10 @@
 //! }
 //! ```
 
+mod interrupts;
+
+pub use interrupts::{ForgetInterrupts, InterruptRemapping};
+
 use core::fmt;
 use spec::regs::{Cap, Ecap, Gsts, RootAddr};
 use spec::{DomainId, Extent, Iova, PhysAddr, Requester, SourceId, UnitId};
@@ -183,7 +187,11 @@ pub trait Unit {
     /// # Errors
     /// [`TimedOut`] when the status bit did not clear.
     fn disable(&self, atomic: &Atomic) -> Result<(), TimedOut>;
-    /// Runs `f` with the unit's lock held: nobody else changes its root and context tables meanwhile.
+    /// The unit's interrupt remapping. `None`, as here: the unit has none, or the host does not use it.
+    fn interrupts(&self) -> Option<&dyn InterruptRemapping> {
+        None
+    }
+    /// Runs `f` with the unit's lock held: nobody else changes its root, context and interrupt tables meanwhile.
     fn locked<R>(&self, ctx: &mut MaySleep, f: impl FnOnce(&Atomic) -> R) -> R;
 }
 

@@ -7,6 +7,8 @@ use crate::{PhysAddr, SourceId};
 
 /// What the upper twelve bits of every interrupt message's address are.
 pub const MESSAGE_BASE: u32 = 0xfee;
+/// Bytes of a table entry of either format.
+pub const ENTRY_BYTES: u64 = 16;
 
 bitfields! {
     /// An interrupt remapping table entry in remapped format (VT-d 9.10).

@@ -566,3 +566,22 @@ bitfields! {
         [63:12] irta, with_irta;
     }
 }
+
+impl Irta {
+    /// Where the table lies.
+    #[must_use]
+    pub const fn table(self) -> crate::PhysAddr {
+        crate::PhysAddr::new(self.irta() << 12)
+    }
+    /// Number of entries: 2 to 65536.
+    #[must_use]
+    pub const fn entries(self) -> u32 {
+        2 << self.s()
+    }
+    /// The frames that hold the table, the last one perhaps in part. `None` when they leave the address space.
+    #[must_use]
+    pub fn frames(self) -> Option<crate::Extent> {
+        let bytes = self.entries() as u64 * crate::interrupt::ENTRY_BYTES;
+        crate::Extent::new(self.table().frame(), bytes.div_ceil(crate::PAGE_SIZE))
+    }
+}

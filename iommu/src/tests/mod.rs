@@ -4,6 +4,7 @@ mod attach;
 mod capabilities;
 mod dmar;
 mod import;
+mod interrupts;
 mod map;
 mod model;
 mod pasid;
