@@ -1,7 +1,7 @@
 //! A VT-d driver for hosts that have none: units, domains, requesters, page tables, invalidation, faults.
 //!
 //! From the hardware upwards: [`registers`] is the typed window on a unit's registers with the one bounded wait;
-//! [`queue`] and [`command`] carry invalidations, by the queue or by registers, and [`forget`] says which and in what order;
+//! [`queue`] and [`command`] carry invalidations, by the queue (with [`queue_errors`]) or by registers, and [`forget`] says which and in what order;
 //! [`mod@unit`] brings a unit up or takes a running one over, [`entries`] writes its root and context tables, [`pasid`] its
 //! PASID tables; [`faults`] reads what it recorded. Beside that, [`table`] holds one walker over page-table formats,
 //! [`arena`] the frames that tables are made of, [`domain`] an address space. [`driver`] puts all units and domains of a
@@ -33,6 +33,7 @@ pub mod interrupts;
 pub mod pasid;
 mod places;
 pub mod queue;
+pub mod queue_errors;
 pub mod reduce;
 pub mod registers;
 pub mod requesters;
@@ -53,6 +54,7 @@ pub use faults::{Fault, FaultSummary};
 pub use forget::Invalidation;
 pub use interrupts::{Asker, InterruptEntry, InterruptError, InterruptSetup, Message};
 pub use pasid::{Attachment, GuestTables};
+pub use queue_errors::QueueError;
 pub use reduce::ReduceError;
 pub use scope::{Topology, UnitDescription};
 pub use table::format::{Access, Stage};

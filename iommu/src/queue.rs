@@ -2,23 +2,31 @@
 //!
 //! Every batch ends with a wait descriptor whose status is seen before [`Queue::submit`] returns, so the queue is empty
 //! between batches and head and tail are read from hardware each time. Descriptors have 128 bits, or 256 in a wide queue,
-//! which scalable mode is meant to have; a unit that has none says so when it is asked for one. A descriptor that hardware
-//! refuses stops the queue (FSTS.IQE); it is replaced and the queue goes on, but the batch counts as failed.
+//! which scalable mode is meant to have; a unit that has none says so when it is asked for one.
+//!
+//! Three things can go wrong on the way (VT-d 6.5.2.10), each mended in a bounded number of steps and noted in
+//! [`QueueErrors`]. A descriptor that hardware refuses stops the queue at it (FSTS.IQE): a wait takes its place, what
+//! follows is carried out, and the batch is handed in again. A device that does not answer stops it too (FSTS.ITE), and
+//! hardware drops the waits that it had fetched: the bit is cleared and the batch handed in again. An answer that
+//! nobody waits for (FSTS.ICE) is only noted. What fails again and again is an error.
 
 use crate::Hal;
+use crate::queue_errors::QueueErrors;
 use crate::registers::{Patience, Registers};
 use core::cell::Cell;
 use liveupdate::host::TimedOut;
 use spec::invalidation::{Wait, kind};
 use spec::regs::{Fsts, Gcmd, Gsts, Iqa, offset};
-use spec::{Extent, PAGE_SIZE, PhysAddr};
+use spec::{Extent, PAGE_SIZE, PhysAddr, SourceId};
 
 /// Frames that a queue is made of: one of descriptors, one for the status word.
 pub const FRAMES: u64 = 2;
 /// Bytes of a descriptor in a queue that is not wide.
 const DESCRIPTOR: u64 = 16;
-/// Refused descriptors of a predecessor that are replaced before its queue is given up.
+/// Errors that are mended in one batch, or in a predecessor's queue, before it is given up.
 const REPAIRS: u32 = 16;
+/// How often a batch is handed in.
+const ATTEMPTS: u32 = 3;
 /// Head and tail are byte offsets in bits 18:4.
 const OFFSET_MASK: u64 = 0x7_fff0;
 
@@ -32,14 +40,33 @@ pub struct Queue {
     status: PhysAddr,
     sequence: Cell<u32>,
     wide: Cell<bool>,
+    errors: QueueErrors,
+}
+
+/// What became of a batch whose last wait was seen done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// All of it was carried out.
+    Done,
+    /// All but at least one descriptor, which hardware refused.
+    Refused,
+    /// Some device did not answer, and hardware dropped waits; the device, where hardware says which.
+    Unanswered(Option<SourceId>),
 }
 
 impl Queue {
     /// A queue in `frames`, which are [`FRAMES`] many and zeroed.
     #[must_use]
-    pub const fn new(frames: Extent) -> Self {
+    pub fn new(frames: Extent) -> Self {
         let status = frames.start().plus(PAGE_SIZE);
-        Self { base: frames.start(), status, sequence: Cell::new(0), wide: Cell::new(false) }
+        let errors = QueueErrors::default();
+        Self { base: frames.start(), status, sequence: Cell::new(0), wide: Cell::new(false), errors }
+    }
+
+    /// What went wrong in this queue, and in the predecessor's while it was drained, and was mended.
+    #[must_use]
+    pub const fn errors(&self) -> &QueueErrors {
+        &self.errors
     }
 
     /// Whether descriptors have 256 bits.
@@ -82,24 +109,28 @@ impl Queue {
     /// Has hardware do `descriptors`, and waits until it has.
     ///
     /// # Errors
-    /// [`TimedOut`], naming `what`, or saying that hardware refused a descriptor.
+    /// [`TimedOut`], naming `what`, or saying that hardware refuses a descriptor, or drops waits, again and again.
     pub fn submit<H: Hal>(
         &self,
         registers: &Registers<'_, H>,
         what: &'static str,
         descriptors: &[Descriptor],
     ) -> Result<(), TimedOut> {
-        if self.offer(registers, what, descriptors)? {
-            return Ok(());
+        let mut outcome = Outcome::Done;
+        for _ in 0..ATTEMPTS {
+            outcome = self.hand_in(registers, what, descriptors)?;
+            if outcome == Outcome::Done {
+                return Ok(());
+            }
         }
-        Err(TimedOut {
-            unit: registers.id,
-            what: "a descriptor that the invalidation queue accepts",
-            waited: 0,
-        })
+        let what = match outcome {
+            Outcome::Unanswered(_) => "devices that answer invalidations",
+            _ => "a descriptor that the invalidation queue accepts",
+        };
+        Err(TimedOut { unit: registers.id, what, waited: 0 })
     }
 
-    /// As [`Self::submit`]; says whether hardware accepted all descriptors.
+    /// As [`Self::submit`], once; says whether hardware carried out all descriptors.
     ///
     /// # Errors
     /// [`TimedOut`], naming `what`.
@@ -109,6 +140,42 @@ impl Queue {
         what: &'static str,
         descriptors: &[Descriptor],
     ) -> Result<bool, TimedOut> {
+        Ok(self.hand_in(registers, what, descriptors)? == Outcome::Done)
+    }
+
+    /// Hands a batch in, waits for its end, and mends what stops the queue on the way.
+    fn hand_in<H: Hal>(
+        &self,
+        registers: &Registers<'_, H>,
+        what: &'static str,
+        descriptors: &[Descriptor],
+    ) -> Result<Outcome, TimedOut> {
+        let mut sequence = self.put(registers, descriptors)?;
+        let mut outcome = Outcome::Done;
+        for _ in 0..REPAIRS {
+            let stopped = |status: Fsts| status.iqe() || status.ite();
+            registers
+                .wait(what, || self.completed(registers, sequence) || stopped(registers.fault_status()))?;
+            self.errors.clear_unexpected(registers);
+            let status = registers.fault_status();
+            if status.ite() {
+                // Our wait may be among those that were dropped.
+                outcome = Outcome::Unanswered(self.errors.clear_unanswered(registers));
+                sequence = self.put(registers, &[])?;
+            } else if self.completed(registers, sequence) {
+                return Ok(outcome);
+            } else if status.iqe() {
+                // Our wait may be what was refused.
+                replace_refused(registers, self.status, &self.errors)?;
+                outcome = Outcome::Refused;
+                sequence = self.put(registers, &[])?;
+            }
+        }
+        Err(TimedOut { unit: registers.id, what, waited: 0 })
+    }
+
+    /// Puts a batch and a wait behind it into the queue. Says what the wait will write.
+    fn put<H: Hal>(&self, registers: &Registers<'_, H>, descriptors: &[Descriptor]) -> Result<u32, TimedOut> {
         let stride = if self.is_wide() { 2 * DESCRIPTOR } else { DESCRIPTOR };
         let needed = descriptors.len() as u64 + 1;
         let tail = registers.read64(offset::IQT) & OFFSET_MASK;
@@ -129,12 +196,7 @@ impl Queue {
             at = (at + stride) % PAGE_SIZE;
         }
         registers.write64(offset::IQT, at);
-        registers.wait(what, || self.completed(registers, sequence) || registers.fault_status().iqe())?;
-        if self.completed(registers, sequence) {
-            return Ok(true);
-        }
-        replace_refused(registers, self.status)?;
-        Ok(false)
+        Ok(sequence)
     }
 
     fn completed<H: Hal>(&self, registers: &Registers<'_, H>, sequence: u32) -> bool {
@@ -217,9 +279,14 @@ impl Present {
 /// After FSTS.IQE: puts a wait descriptor in the place of the refused one and lets the queue go on.
 ///
 /// Hardware fetches again when the tail is written; QEMU needs that write, others do it when the bit is cleared.
-fn replace_refused<H: Hal>(registers: &Registers<'_, H>, status: PhysAddr) -> Result<(), TimedOut> {
+fn replace_refused<H: Hal>(
+    registers: &Registers<'_, H>,
+    status: PhysAddr,
+    errors: &QueueErrors,
+) -> Result<(), TimedOut> {
     let queue = Present::look(registers);
     let saved = queue.put_wait(registers, queue.head, status, 0)?;
+    errors.refused(registers, saved[0]);
     registers.write32(offset::FSTS, Fsts::ZERO.with_iqe(true).raw());
     registers.write64(offset::IQT, queue.tail);
     let moved = registers.wait("going on after a refused descriptor", || {
@@ -230,24 +297,33 @@ fn replace_refused<H: Hal>(registers: &Registers<'_, H>, status: PhysAddr) -> Re
 }
 
 /// Switches off a queue that somebody else put in: drained first, repaired if it is stuck. `status` is a word of our own
-/// that wait descriptors may write to.
+/// that wait descriptors may write to; what goes wrong is noted in `errors`.
 ///
 /// # Errors
 /// [`TimedOut`]; the old queue is still on then.
-pub fn retire<H: Hal>(registers: &Registers<'_, H>, status: PhysAddr) -> Result<(), TimedOut> {
+pub fn retire<H: Hal>(
+    registers: &Registers<'_, H>,
+    status: PhysAddr,
+    errors: &QueueErrors,
+) -> Result<(), TimedOut> {
     let idle = || {
         let queue = Present::look(registers);
         queue.head == queue.tail
     };
+    let stopped = |status: Fsts| status.iqe() || status.ite();
     for _ in 0..REPAIRS {
-        registers
-            .wait("the predecessor's invalidation queue", || idle() || registers.fault_status().iqe())?;
-        if idle() {
+        let what = "the predecessor's invalidation queue";
+        registers.wait(what, || idle() || stopped(registers.fault_status()))?;
+        errors.clear_unexpected(registers);
+        // A set error bit keeps the queue from fetching, also when nothing is left to fetch now.
+        if registers.fault_status().ite() {
+            let _ = errors.clear_unanswered(registers);
+        } else if idle() {
             break;
+        } else {
+            replace_refused(registers, status, errors)?;
         }
-        replace_refused(registers, status)?;
     }
-    // A set error bit keeps the queue from fetching, also when nothing is left to fetch.
     registers.write32(offset::FSTS, Fsts::ZERO.with_iqe(true).raw());
     let off = |c: Gcmd| c.with_qie(false);
     let what = "switching the predecessor's invalidation queue off";

@@ -12,6 +12,7 @@ use crate::faults::{Fault, FaultSummary, harvest};
 use crate::forget::Invalidation;
 use crate::interrupts::InterruptTable;
 use crate::queue::{self, FRAMES, Queue};
+use crate::queue_errors::QueueError;
 use crate::registers::Registers;
 use crate::table::format::Stage;
 use core::cell::{Cell, RefCell};
@@ -84,7 +85,10 @@ impl<'h, H: Hal> VtdUnit<'h, H> {
             tables: RefCell::new(tables),
             interrupt_books: RefCell::new(None),
         };
-        let _ = unit.locked(ctx, |atomic| unit.forget(atomic, Forget::Everything))?;
+        // Where setting the root table does not invalidate by itself (CAP.ESRTPS), software does (VT-d 6.6).
+        if !registers.cap().esrtps() {
+            let _ = unit.locked(ctx, |atomic| unit.forget(atomic, Forget::Everything))?;
+        }
         Ok(unit)
     }
 
@@ -164,6 +168,12 @@ impl<'h, H: Hal> VtdUnit<'h, H> {
     /// Reads recorded faults, hands each to `f`, clears them, and clears the overflow bit. Bounded; needs no lock.
     pub fn faults(&self, f: &mut dyn FnMut(Fault)) -> FaultSummary {
         harvest(&self.registers, f)
+    }
+
+    /// What went wrong in the invalidation queue since it was asked last, and was mended: each error is handed to `f`.
+    /// Says how many more there were than could be kept. Needs no lock.
+    pub fn queue_errors(&self, f: &mut dyn FnMut(QueueError)) -> u32 {
+        self.queue.as_ref().map_or(0, |queue| queue.errors().take(f))
     }
 
     /// Where the root table is, as hardware has it.
@@ -284,8 +294,9 @@ fn replace_queue<H: Hal>(
     config: Config,
 ) -> Result<Option<Queue>, UnitError> {
     let status_word = frames.start().plus(PAGE_SIZE);
+    let queue = Queue::new(frames);
     if registers.status().qies() {
-        queue::retire(registers, status_word)?;
+        queue::retire(registers, status_word, queue.errors())?;
     } else {
         command::drain(registers)?;
         // Left over from a queue that is off; a set bit would stop ours.
@@ -295,7 +306,6 @@ fn replace_queue<H: Hal>(
         registers.hal.free(ctx, frames);
         return Ok(None);
     }
-    let queue = Queue::new(frames);
     if config.mode.is_scalable() && !config.narrow_queue {
         queue.start_wide(registers)?;
     } else {

@@ -61,8 +61,19 @@ pub struct UnitConfig {
     pub cache_room: usize,
     /// What is cached at all.
     pub caching: Caching,
+    /// Memory that firmware keeps DMA away from, by protected memory regions that it left on (VT-d 11.4.8).
+    pub protected: Option<Protected>,
     /// Where the unit is like QEMU's rather than like the manual.
     pub quirks: Quirks,
+}
+
+/// Protected memory: both ends at multiples of 2 MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Protected {
+    /// Below 4 GiB.
+    pub low: Extent,
+    /// Anywhere.
+    pub high: Extent,
 }
 
 /// Whose requests a unit translates (VT-d 8.4).
@@ -112,6 +123,10 @@ impl Default for Caching {
 pub struct Quirks {
     /// The queue is switched off only when it is empty and its last descriptor was a wait.
     pub queue_ends_with_wait: bool,
+    /// After an error was cleared the queue goes on only when its tail is written.
+    pub tail_restarts_queue: bool,
+    /// IQERCD reads zero.
+    pub no_queue_record: bool,
     /// Fault records without PASID show ones in bits 119:104.
     pub pasid_leak: bool,
     /// A walk ends at the first entry without the permission that is asked for, even if that entry has reserved bits set or
@@ -177,8 +192,11 @@ impl UnitConfig {
             scope: Scope::Everything,
             cache_room: 4096,
             caching: Caching::ALL,
+            protected: None,
             quirks: Quirks {
                 queue_ends_with_wait: true,
+                tail_restarts_queue: true,
+                no_queue_record: true,
                 pasid_leak: true,
                 permission_first: true,
                 pass_through_unchecked: true,
@@ -229,6 +247,14 @@ impl UnitConfig {
     #[must_use]
     pub fn without_queue(mut self) -> Self {
         self.ecap = self.ecap.with_qi(false).with_ir(false);
+        self
+    }
+
+    /// The unit with protected memory that firmware left on.
+    #[must_use]
+    pub fn protecting(mut self, low: Extent, high: Extent) -> Self {
+        self.cap = self.cap.with_plmr(true).with_phmr(true);
+        self.protected = Some(Protected { low, high });
         self
     }
 

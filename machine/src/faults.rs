@@ -1,6 +1,7 @@
 //! Faults on demand: what a campaign can make go wrong in an otherwise correct machine.
 
 use scenario::platform::Mark;
+use spec::SourceId;
 
 /// What goes wrong, and when. Counts start at zero; nothing goes wrong by default.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -11,8 +12,39 @@ pub struct Faults {
     pub lose_store: Option<u64>,
     /// The invalidation with this number (over all units; waits not counted) is reported done and not done.
     pub swallow_invalidation: Option<u64>,
+    /// Invalidation queues go wrong.
+    pub queues: Vec<QueueFault>,
     /// A byte of memory changes when a kernel leaves the mark.
     pub corrupt: Vec<Corruption>,
+}
+
+/// An error of an invalidation queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueFault {
+    /// When it strikes.
+    pub when: Strike,
+    /// What happens.
+    pub kind: QueueFaultKind,
+}
+
+/// When an error strikes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strike {
+    /// At the fetch of a descriptor: the one with this number, over all units.
+    Fetch(u64),
+    /// When a kernel leaves this mark, in the first unit.
+    Mark(Mark),
+}
+
+/// What happens to an invalidation queue (VT-d 6.5.2.10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueFaultKind {
+    /// IQE: the descriptor is refused, and again as long as it stands there. At a mark: the queue stops for no reason.
+    Refused,
+    /// ITE: the unit takes it that this device did not answer. Waits that were fetched are dropped.
+    Unanswered(SourceId),
+    /// ICE: an answer comes from this device that nobody waits for.
+    Unexpected(SourceId),
 }
 
 /// One byte of memory that changes.
@@ -33,6 +65,7 @@ pub(crate) struct Injector {
     allocations: u64,
     stores: u64,
     invalidations: u64,
+    fetches: u64,
 }
 
 impl Injector {
@@ -47,6 +80,16 @@ impl Injector {
     }
     pub(crate) fn invalidation_is_swallowed(&mut self) -> bool {
         hit(&mut self.invalidations, self.wanted.swallow_invalidation)
+    }
+    /// What happens to a queue at such a time.
+    pub(crate) fn queue_fault_at(&self, when: Strike) -> Option<QueueFaultKind> {
+        self.wanted.queues.iter().find(|fault| fault.when == when).map(|fault| fault.kind)
+    }
+    /// What happens to the queue whose descriptor is fetched now.
+    pub(crate) fn queue_fault(&mut self) -> Option<QueueFaultKind> {
+        let number = self.fetches;
+        self.fetches += 1;
+        self.queue_fault_at(Strike::Fetch(number))
     }
 }
 

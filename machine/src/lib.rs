@@ -27,7 +27,8 @@ pub mod run;
 pub mod trace;
 pub mod vtd;
 
-pub use config::{Caching, Capture, MachineConfig, Quirks, Scope, UnitConfig};
+pub use config::{Caching, Capture, MachineConfig, Protected, Quirks, Scope, UnitConfig};
+pub use faults::{Faults, QueueFault, QueueFaultKind, Strike};
 pub use machine::{Machine, Serial, SerialLine};
 pub use platform::{Boot, Kernel};
 pub use probe::{Answer, Probe};

@@ -9,7 +9,7 @@ use crate::devices::{Chatter, Device, Edu, Hda};
 use crate::dice::Dice;
 use crate::dma::Port;
 use crate::fabric::Fabric;
-use crate::faults::Injector;
+use crate::faults::{Injector, Strike};
 use crate::memory::{Hole, Memory, StorePath};
 use crate::pci::{self, Pci};
 use crate::trace::TraceLine;
@@ -274,6 +274,9 @@ impl State {
 
     pub(crate) fn mark(&mut self, mark: Mark) {
         self.fabric.trace.push(TraceLine::Mark { at: self.fabric.now, mark });
+        if let Some(kind) = self.fabric.injector.queue_fault_at(Strike::Mark(mark)) {
+            self.units[0].strike_queue(kind, &mut self.fabric);
+        }
         let wanted = self.fabric.injector.wanted.corrupt.clone();
         for corruption in wanted.into_iter().filter(|c| c.moment == mark) {
             let mut byte = [0];

@@ -105,6 +105,12 @@ pub enum TraceLine {
     Waited { at: u64, unit: UnitId },
     /// The queue stopped on a bad descriptor or tail; `info` is IQERCD.IQEI.
     QueueError { at: u64, unit: UnitId, info: u8 },
+    /// The queue stopped because a device did not answer an invalidation.
+    Unanswered { at: u64, unit: UnitId, source: SourceId },
+    /// A device answered an invalidation that it was not sent.
+    Unexpected { at: u64, unit: UnitId, source: SourceId },
+    /// Protected memory was switched.
+    ProtectionEnabled { at: u64, unit: UnitId, on: bool },
     /// Software broke a rule of the programming interface. Hardware need not notice; this machine does.
     Misuse { at: u64, unit: UnitId, rule: &'static str },
     /// A device was told to do what it cannot do.
@@ -128,6 +134,9 @@ impl TraceLine {
             | Self::Invalidated { at, .. }
             | Self::Waited { at, .. }
             | Self::QueueError { at, .. }
+            | Self::Unanswered { at, .. }
+            | Self::Unexpected { at, .. }
+            | Self::ProtectionEnabled { at, .. }
             | Self::Misuse { at, .. }
             | Self::DeviceMisuse { at, .. }
             | Self::Mark { at, .. } => at,

@@ -50,6 +50,8 @@ pub enum Event {
     },
     /// The unit lost faults: how often its overflow bit was found set and cleared.
     FaultOverflow { unit: String, times: u64 },
+    /// Something went wrong in a unit's invalidation queue, and was mended.
+    QueueError { unit: String, words: String },
     /// Judgement of the memory that a cut-off requester aimed at.
     Target { requester: String, intact: bool, first_difference: Option<u64> },
     /// Judgement of the transfer that a preserved requester had in flight.

@@ -14,7 +14,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
-/// Names the QEMU that the tests in `tests/qemu.rs` of `kernel`, `differential` and `holdover` run.
+/// Names the QEMU that the tests in `tests/qemu.rs` of `kernel`, `differential` and `holdover` run, and those in
+/// `differential/tests/queue.rs`.
 const QEMU_VARIABLE: &str = "HOLDOVER_QEMU";
 /// Names a directory with reference data (dumps of real tables, layouts) that some tests compare with.
 const SHARED_VARIABLE: &str = "HOLDOVER_SHARED";
@@ -65,7 +66,8 @@ fn on_qemu(release: Release) -> Vec<(String, Tally)> {
         ["test", "--manifest-path", "kernel/Cargo.toml", "--release", "--no-fail-fast", "--test", "qemu"];
     let args = ["test", "--package", "holdover", "--release", "--no-fail-fast", "--test", "qemu"];
     let differential =
-        ["test", "--package", "holdover-differential", "--release", "--no-fail-fast", "--test", "qemu"];
+        "test --package holdover-differential --release --no-fail-fast --test qemu --test queue";
+    let differential: Vec<_> = differential.split(' ').collect();
     [
         (format!("kernel, {name}"), cargo_command(&kernel)),
         (format!("differential, {name}"), cargo_command(&differential)),

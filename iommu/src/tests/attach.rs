@@ -200,8 +200,10 @@ fn domain_ids_are_counted_per_unit_and_run_out_with_a_name() {
         iommu.attach(&mut ctx, requester(0, device, 0), &[], domain).expect("attach");
     }
     let last = iommu.create_domain(&mut ctx, &[UNIT], None).expect("domain");
+    let before = (fake.memory(), fake.frames_given());
     let e = iommu.attach(&mut ctx, requester(0, 16, 0), &[], last).expect_err("16 ids, one never used");
     assert_eq!(e, AttachError::Domain(DomainError::NoDomainId(UNIT)));
+    assert!((fake.memory(), fake.frames_given()) == before, "nothing has changed");
     iommu.release_domain_id(UNIT, DomainId(1)).expect("reserved");
     assert!(iommu.release_domain_id(UNIT, DomainId(2)).is_err(), "a domain's");
     iommu.attach(&mut ctx, requester(0, 16, 0), &[], last).expect("attach");

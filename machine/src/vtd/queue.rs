@@ -5,8 +5,9 @@
 //! completion is found out here.
 
 use crate::fabric::Fabric;
+use crate::faults::QueueFaultKind;
 use crate::memory::PAGE;
-use crate::trace::{Invalidation, TraceLine};
+use crate::trace::Invalidation;
 use spec::SourceId;
 use spec::invalidation::{
     ContextInvalidate, IotlbInvalidate, PasidCacheInvalidate, PasidIotlbInvalidate, Wait, granularity, kind,
@@ -61,17 +62,30 @@ pub struct Queue {
     pub tail: u64,
     /// Why the queue stopped; zero while it has not.
     pub error: u8,
+    /// A device did not answer (FSTS.ITE); nothing is fetched while this is so.
+    pub unanswered: Option<SourceId>,
+    /// An answer came that nobody waits for (FSTS.ICE).
+    pub unexpected: Option<SourceId>,
     /// A wait asked for an interrupt (ICS.IWC).
     pub wait_completed: bool,
+    /// Where a descriptor stands that was refused on demand, and the descriptor.
+    disliked: Option<(u64, [u64; 2])>,
     work: Vec<Work>,
     next_number: u64,
+    held: bool,
     fetch_at: u64,
     last_was_wait: bool,
 }
 
 impl Queue {
+    /// An error was cleared, and the queue goes on when its tail is written.
+    pub(crate) fn hold(&mut self) {
+        self.held = true;
+    }
+
     /// Software moved the tail, cleared an error or switched the queue on: fetching starts soon, when there is something.
     pub(crate) fn kick(&mut self, fabric: &mut Fabric) {
+        self.held = false;
         if self.next_fetch().is_none() {
             return;
         }
@@ -112,7 +126,8 @@ impl Queue {
 
     fn next_fetch(&self) -> Option<u64> {
         let fenced = self.work.iter().any(|w| matches!(w.command, Command::Wait(wait) if wait.fence()));
-        let ready = self.enabled && self.error == 0 && self.head != self.tail && !fenced;
+        let stopped = self.held || self.error != 0 || self.unanswered.is_some();
+        let ready = self.enabled && !stopped && self.head != self.tail && !fenced;
         ready.then_some(self.fetch_at)
     }
 
@@ -164,7 +179,12 @@ impl Queue {
             }
         };
         let command = if end_is_zero { decode([low, high], wide, cap, ecap) } else { Err(error::RESERVED) };
+        let fault = fabric.injector.queue_fault();
+        if fault == Some(QueueFaultKind::Refused) {
+            self.disliked = Some((base, [low, high]));
+        }
         match command {
+            _ if self.disliked == Some((base, [low, high])) => self.error = error::TYPE,
             Ok(command) => {
                 self.last_was_wait = matches!(command, Command::Wait(_));
                 let done_at = fabric.now + fabric.dice.between(100, 2_500);
@@ -172,9 +192,21 @@ impl Queue {
                 self.next_number += 1;
                 self.head = (self.head + bytes) % size;
                 self.fetch_at = fabric.now + fabric.dice.between(30, 300);
+                match fault {
+                    Some(QueueFaultKind::Unanswered(source)) => self.time_out(source),
+                    Some(QueueFaultKind::Unexpected(source)) => {
+                        self.unexpected = self.unexpected.or(Some(source));
+                    }
+                    _ => {}
+                }
             }
             Err(info) => self.error = info,
         }
+    }
+    /// A device did not answer: the waits that were fetched are dropped, and fetching stops (VT-d 6.5.2.10).
+    pub(crate) fn time_out(&mut self, source: SourceId) {
+        self.unanswered = self.unanswered.or(Some(source));
+        self.work.retain(|work| !matches!(work.command, Command::Wait(_)));
     }
 }
 
@@ -281,13 +313,6 @@ pub(crate) fn iotlb_scope(
             Some(Invalidation::Pages { domain, start, order: mask as u8, leaf_only })
         }
         _ => None,
-    }
-}
-
-impl Queue {
-    /// The trace line of the error that stopped the queue.
-    pub(crate) fn error_line(&self, unit: spec::UnitId, at: u64) -> TraceLine {
-        TraceLine::QueueError { at, unit, info: self.error }
     }
 }
 

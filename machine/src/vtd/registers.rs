@@ -6,6 +6,7 @@
 use super::queue::error;
 use super::unit::{Pending, Unit};
 use crate::fabric::Fabric;
+use spec::SourceId;
 use spec::regs::{Ccmd, Fsts, Gcmd, IotlbCommand, Iqa, Iqercd, Iva, Pmen, RootAddr, Version, offset};
 
 const LOW: u64 = 0xffff_ffff;
@@ -53,7 +54,7 @@ impl Unit {
             offset::IQT => self.queue.tail,
             offset::IQA => self.iqa_register.raw(),
             0x98 => high(u32::from(self.queue.wait_completed)),
-            offset::IQERCD => Iqercd::ZERO.with_iqei(u64::from(self.queue.error)).raw(),
+            offset::IQERCD => self.queue_record().raw(),
             offset::PLMBASE => self.plain(offset::PLMBASE) | self.plain(offset::PLMLIMIT) << 32,
             _ if at == self.config.ecap.iva_offset() => self.iva.raw(),
             _ if at == self.config.ecap.iotlb_offset() => self.iotlb.raw(),
@@ -106,13 +107,36 @@ impl Unit {
     }
 
     fn fault_status(&self) -> Fsts {
-        self.faults.status().with_iqe(self.queue.error != 0)
+        let status = self.faults.status().with_iqe(self.queue.error != 0);
+        status.with_ite(self.queue.unanswered.is_some()).with_ice(self.queue.unexpected.is_some())
+    }
+
+    /// What the queue's errors were (VT-d 11.4.9.9).
+    fn queue_record(&self) -> Iqercd {
+        if self.config.quirks.no_queue_record {
+            return Iqercd::ZERO;
+        }
+        let source = |source: Option<SourceId>| source.map_or(0, |s| u64::from(s.raw()));
+        let record = Iqercd::ZERO.with_iqei(u64::from(self.queue.error));
+        record.with_itesid(source(self.queue.unanswered)).with_icesid(source(self.queue.unexpected))
     }
 
     fn clear_fault_status(&mut self, written: Fsts, fabric: &mut Fabric) {
         self.faults.clear_status(written);
-        if written.iqe() && self.queue.error != 0 {
+        if written.ice() {
+            self.queue.unexpected = None;
+        }
+        let cleared =
+            written.iqe() && self.queue.error != 0 || written.ite() && self.queue.unanswered.is_some();
+        if written.iqe() {
             self.queue.error = 0;
+        }
+        if written.ite() {
+            self.queue.unanswered = None;
+        }
+        if cleared && self.config.quirks.tail_restarts_queue {
+            self.queue.hold();
+        } else if cleared {
             self.queue.kick(fabric);
         }
     }

@@ -3,10 +3,13 @@
 use super::cache::Caches;
 use super::faultlog::FaultLog;
 use super::queue::{self, Command, Queue};
-use crate::config::{Scope, UnitConfig};
+use crate::config::{Protected, Scope, UnitConfig};
 use crate::fabric::Fabric;
+use crate::faults::QueueFaultKind;
 use crate::trace::{Invalidation, TraceLine};
-use spec::regs::{Ccmd, Gsts, IotlbCommand, Iqa, Iva, Pmen, RootAddr};
+use spec::Extent;
+use spec::SourceId;
+use spec::regs::{Ccmd, Gsts, IotlbCommand, Iqa, Iva, Pmen, RootAddr, offset};
 use std::collections::BTreeMap;
 
 /// What became of a request.
@@ -73,6 +76,15 @@ impl Unit {
         let faults = FaultLog::new(records, config.quirks.pasid_leak);
         let caches = Caches::new(config.cache_room).coarse(config.caching.coarse);
         let mask_of_events = 0x8000_0000;
+        let mut plain = BTreeMap::from([(offset::FECTL, mask_of_events)]);
+        let pmen = Pmen::ZERO.with_epm(config.protected.is_some()).with_prs(config.protected.is_some());
+        if let Some(Protected { low, high }) = config.protected {
+            let last = |run: Extent| run.end().start().get() - 1;
+            plain.insert(offset::PLMBASE, low.start().get());
+            plain.insert(offset::PLMLIMIT, last(low));
+            plain.insert(offset::PHMBASE, high.start().get());
+            plain.insert(offset::PHMLIMIT, last(high));
+        }
         Self {
             config,
             host_width,
@@ -83,8 +95,8 @@ impl Unit {
             iva: Iva::ZERO,
             iotlb: IotlbCommand::ZERO,
             iqa_register: Iqa::ZERO,
-            pmen: Pmen::ZERO,
-            plain: BTreeMap::from([(spec::regs::offset::FECTL, mask_of_events)]),
+            pmen,
+            plain,
             caches,
             faults,
             queue: Queue::default(),
@@ -120,7 +132,7 @@ impl Unit {
             let (_, command) = self.pending.remove(i);
             self.take_effect(command, fabric);
         }
-        let error_before = self.queue.error;
+        let before = (self.queue.error, self.queue.unanswered, self.queue.unexpected);
         for command in self.queue.run(fabric, self.config.cap, self.config.ecap) {
             match command {
                 Command::Forget { what, drain } => self.forget(what, drain, fabric),
@@ -130,8 +142,31 @@ impl Unit {
                 }
             }
         }
-        if error_before == 0 && self.queue.error != 0 {
-            fabric.trace.push(self.queue.error_line(self.config.id, fabric.now));
+        self.trace_queue_errors(before, fabric);
+    }
+
+    /// An error strikes the queue between two descriptors.
+    pub(crate) fn strike_queue(&mut self, kind: QueueFaultKind, fabric: &mut Fabric) {
+        let before = (self.queue.error, self.queue.unanswered, self.queue.unexpected);
+        match kind {
+            QueueFaultKind::Refused => self.queue.error = queue::error::FETCH,
+            QueueFaultKind::Unanswered(source) => self.queue.time_out(source),
+            QueueFaultKind::Unexpected(source) => self.queue.unexpected = Some(source),
+        }
+        self.trace_queue_errors(before, fabric);
+    }
+
+    /// Tells the trace of queue errors that were not there `before`.
+    fn trace_queue_errors(&self, before: (u8, Option<SourceId>, Option<SourceId>), fabric: &mut Fabric) {
+        let (at, unit) = (fabric.now, self.config.id);
+        if before.0 == 0 && self.queue.error != 0 {
+            fabric.trace.push(TraceLine::QueueError { at, unit, info: self.queue.error });
+        }
+        if let Some(source) = self.queue.unanswered.filter(|_| before.1.is_none()) {
+            fabric.trace.push(TraceLine::Unanswered { at, unit, source });
+        }
+        if let Some(source) = self.queue.unexpected.filter(|_| before.2.is_none()) {
+            fabric.trace.push(TraceLine::Unexpected { at, unit, source });
         }
     }
 
@@ -173,7 +208,10 @@ impl Unit {
             }
             Pending::SetInterruptTable => self.status = self.status.with_irtps(true),
             Pending::InterruptRemapping(on) => self.status = self.status.with_ires(on),
-            Pending::Protection(on) => self.pmen = self.pmen.with_prs(on),
+            Pending::Protection(on) => {
+                self.pmen = self.pmen.with_prs(on);
+                fabric.trace.push(TraceLine::ProtectionEnabled { at, unit, on });
+            }
             Pending::Contexts(ccmd) => self.finish_contexts(ccmd, fabric),
             Pending::Iotlb(command, iva) => self.finish_iotlb(command, iva, fabric),
         }

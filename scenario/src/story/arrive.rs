@@ -298,9 +298,13 @@ fn report_notes<P: Platform + ?Sized>(scene: &Scene<'_, '_, P>, outgoing: &str) 
     report_phase(platform, outgoing, "cut-off", notes.cut_off.0, notes.cut_off.1);
     let texts =
         |list: &mut dyn Iterator<Item = spec::Requester>| list.map(text::requester).collect::<Vec<String>>();
-    let unit = scene.kernel.iommu.units().first().map(|u| u.id().to_string());
+    let unit = scene.kernel.iommu.units().first().map(|u| u.id().to_string()).unwrap_or_default();
+    if notes.queue_errors > 0 {
+        let words = alloc::format!("{} errors of invalidation queues during the cut-off", notes.queue_errors);
+        platform.event(&Event::QueueError { unit: unit.clone(), words });
+    }
     platform.event(&Event::CutOff {
-        unit: unit.unwrap_or_default(),
+        unit,
         cleared: texts(&mut notes.cleared.iter()),
         kept: texts(&mut notes.stays.iter()),
         confirmed: notes.confirmed.0 > 0 && notes.confirmed.1 == 0,

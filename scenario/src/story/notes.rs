@@ -54,6 +54,8 @@ pub(crate) struct Notes {
     pub(crate) cut_off: (u64, u64),
     /// Units that confirmed that they forgot, and units that did not.
     pub(crate) confirmed: (u32, u32),
+    /// Errors of invalidation queues that were mended meanwhile.
+    pub(crate) queue_errors: u32,
     /// Who was cut off.
     pub(crate) cleared: Requesters,
     /// Who stays.
@@ -68,6 +70,7 @@ impl Notes {
         busy: false,
         cut_off: (0, 0),
         confirmed: (0, 0),
+        queue_errors: 0,
         cleared: Requesters::EMPTY,
         stays: Requesters::EMPTY,
     };
@@ -114,6 +117,7 @@ impl Notes {
             busy: w[7] == 1,
             cut_off: (w[8], w[9]),
             confirmed: (w[10] as u32, w[11] as u32),
+            queue_errors: w[14] as u32,
             cleared: requesters(w[12], 16),
             stays: requesters(w[13], 16 + MOST),
         })
@@ -135,8 +139,9 @@ impl Notes {
             self.confirmed.1.into(),
             self.cleared.count as u64,
             self.stays.count as u64,
+            self.queue_errors.into(),
         ];
-        w[2..14].copy_from_slice(&fixed);
+        w[2..15].copy_from_slice(&fixed);
         for (list, from) in [(&self.cleared, 16), (&self.stays, 16 + MOST)] {
             for (word, requester) in w[from..].iter_mut().zip(list.iter()) {
                 *word = u64::from(requester.segment.0) << 16 | u64::from(requester.source.raw());

@@ -14,7 +14,7 @@ use crate::event::Event;
 use crate::hda::{Controller, Path, Ring, Stream};
 use crate::platform::{Mark, Platform};
 use crate::{text, tune};
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 use iommu::{Access, DomainHandle, VtdUnit};
@@ -125,8 +125,22 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
         self.log.harvest(self.kernel.machine, false);
     }
 
-    /// Reports the faults seen so far, and whose they are.
+    /// Reports what went wrong in invalidation queues since it was reported last.
+    pub(crate) fn report_queue_errors(&self) {
+        for unit in self.kernel.iommu.units() {
+            let report = |words: String| {
+                self.platform().event(&Event::QueueError { unit: unit.id().to_string(), words });
+            };
+            let lost = unit.queue_errors(&mut |error| report(error.to_string()));
+            if lost > 0 {
+                report(alloc::format!("unit {}: {lost} more errors of its invalidation queue", unit.id()));
+            }
+        }
+    }
+
+    /// Reports the faults seen so far, and whose they are; and errors of invalidation queues.
     pub(crate) fn report_faults(&mut self) {
+        self.report_queue_errors();
         let buses = &self.kernel.buses.0;
         let mut kept = vec![self.cast.audio, self.cast.kept];
         kept.extend(self.kernel.other_ids(self.cast.audio));

@@ -44,6 +44,7 @@ pub(crate) fn run<P: Platform + ?Sized>(
         reduced::preserve(&scene, &mut outgoing, &mut ctx)
     })?;
     announce(&scene);
+    scene.report_queue_errors();
     if Mutant::of(platform) == Some(Mutant::StrayLeaf) {
         bend_leaf(&scene)?;
     }
@@ -234,6 +235,9 @@ fn leave<'k, 'p, P: Platform + ?Sized>(
     let cut_off = sealed.cut_off(&atomic, &mut |event| notes.note(event));
     platform.mark(Mark::CutOffDone);
     notes.cut_off = (start, platform.now() - start);
+    for unit in scene.kernel.iommu.units() {
+        notes.queue_errors += unit.queue_errors(&mut |_| notes.queue_errors += 1);
+    }
     sabotage(scene.kernel, mutant, false);
     notes.busy = scene.edus[0].busy();
     notes.capturing = scene.capturing.position();
