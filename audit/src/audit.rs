@@ -9,7 +9,7 @@ use crate::index::{Index, Reader};
 use crate::kho::PreservedMap;
 use crate::report::{Report, Sink};
 use crate::scratch::{Scratch, Work};
-use spec::regs::{Cap, Ecap, Gsts, RootAddr};
+use spec::regs::{Cap, Ecap, Gsts, Irta, RootAddr};
 use spec::{PhysAddr, UnitId};
 
 /// A unit's registers, read from hardware by the caller just before the audit.
@@ -25,6 +25,8 @@ pub struct UnitState {
     pub status: Gsts,
     /// Root table address.
     pub root: RootAddr,
+    /// Interrupt remapping table address; `None` where the host does not use interrupt remapping.
+    pub interrupts: Option<Irta>,
 }
 
 /// At which point of an update the audit happens.
@@ -67,6 +69,7 @@ pub fn audit<I: Image + ?Sized>(
     audit.entries();
     audit.attachments();
     audit.unit_digests();
+    audit.interrupts()?;
     audit.domains()?;
     Ok(audit.sink.report())
 }

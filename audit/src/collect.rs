@@ -17,7 +17,7 @@ use crate::mode::Mode;
 use crate::report::Sink;
 use crate::scratch::List;
 use spec::handover::{self as wire, pasid_tables_kind};
-use spec::regs::RootAddr;
+use spec::regs::{Irta, RootAddr};
 use spec::scalable::PasidEntry;
 use spec::{Extent, PAGE_SIZE, PhysAddr, Segment, UnitId};
 
@@ -114,6 +114,8 @@ impl Collector<'_, '_, '_> {
                 }
                 None => self.found(at, What::BadRange(RecordKind::Container)),
             },
+            Record::InterruptTable(table) => self.interrupt_table(at, offset, table),
+            Record::InterruptEntry(entry) => self.interrupt_entry(at, offset, entry),
             Record::Release(_)
             | Record::Alias(_)
             | Record::PasidTables(_)
@@ -150,6 +152,31 @@ impl Collector<'_, '_, '_> {
             self.parts.buses.push(unit | u64::from(table.bus) << 32 | half | offset);
         }
         self.parts.runs.push(Run { start, end, owner: run_of::CONTEXT, bit: 0 });
+    }
+
+    fn interrupt_table(&mut self, at: PhysAddr, offset: u64, table: &wire::InterruptTable) {
+        if !self.refers(at, RecordKind::InterruptTable, RecordKind::Unit, table.unit) {
+            return;
+        }
+        let Some(frames) = Irta::from_raw(table.irta).frames() else {
+            self.found(at, What::BadRange(RecordKind::InterruptTable));
+            return;
+        };
+        self.parts.interrupt_tables.push(u64::from(table.unit) << 40 | offset);
+        let (start, end) = (frames.first().number(), frames.end().number());
+        self.parts.runs.push(Run { start, end, owner: run_of::INTERRUPTS, bit: 0 });
+    }
+
+    fn interrupt_entry(&mut self, at: PhysAddr, offset: u64, entry: &wire::InterruptEntry) {
+        let from = RecordKind::InterruptEntry;
+        let unit = self.refers(at, from, RecordKind::Unit, entry.unit);
+        let requester = self.refers(at, from, RecordKind::Requester, entry.requester);
+        if entry.index > u32::from(u16::MAX) {
+            self.found(at, What::BadRange(from));
+        } else if unit && requester {
+            let index = u64::from(entry.index) << 24;
+            self.parts.interrupts.push(u64::from(entry.unit) << 40 | index | offset);
+        }
     }
 
     fn region(&mut self, at: PhysAddr, region: &wire::Region) {
@@ -368,6 +395,14 @@ fn duplicates<I: Image + ?Sized>(index: &Index<'_>, handover: &Handover<'_, I>, 
             continue;
         };
         sink.found(about(PhysAddr::new(at), What::RecordTwice(RecordKind::Attachment)));
+    }
+    for (_, word) in twins(index.interrupts, 24) {
+        let Some((at, _)) = reader.interrupt_record(word) else { continue };
+        sink.found(about(PhysAddr::new(at), What::RecordTwice(RecordKind::InterruptEntry)));
+    }
+    for (_, word) in twins(index.interrupt_tables, 40) {
+        let Some((at, _)) = reader.interrupt_table_record(word) else { continue };
+        sink.found(about(PhysAddr::new(at), What::RecordTwice(RecordKind::InterruptTable)));
     }
     // Few units: each with those before it.
     let units = || (0u32..).take(index.units.len()).filter_map(|ordinal| reader.unit(ordinal));

@@ -349,6 +349,30 @@ pub enum What {
         /// What the leaf gives to the second stage.
         output: u64,
     },
+    /// The unit remaps interrupts but no record speaks of its table.
+    InterruptsNotHandedOver,
+    /// Interrupt remapping is off, though the table was handed over.
+    InterruptRemappingOff,
+    /// A present interrupt entry belongs to no preserved requester.
+    InterruptNotOwned {
+        /// Its index.
+        index: u32,
+    },
+    /// A present interrupt entry of a preserved requester is not in the handover.
+    InterruptNotListed {
+        /// Its index.
+        index: u32,
+    },
+    /// An interrupt entry of the handover is not present.
+    InterruptNotPresent {
+        /// Its index.
+        index: u32,
+    },
+    /// A posted interrupt's descriptor, which hardware writes to, lies in no preserved memory.
+    PostedOutside {
+        /// Address of the descriptor.
+        descriptor: u64,
+    },
 }
 
 impl fmt::Display for What {
@@ -480,6 +504,22 @@ impl fmt::Display for What {
                 f,
                 "the leaf at IOVA {iova:#x} gives {output:#x}, which the second stage does not translate"
             ),
+            Self::InterruptsNotHandedOver => {
+                f.write_str("the unit remaps interrupts, but its interrupt table was not handed over")
+            }
+            Self::InterruptRemappingOff => f.write_str("interrupt remapping is off"),
+            Self::InterruptNotOwned { index } => {
+                write!(f, "interrupt entry {index:#x} is present and belongs to no preserved requester")
+            }
+            Self::InterruptNotListed { index } => {
+                write!(f, "interrupt entry {index:#x} of a preserved requester was not handed over")
+            }
+            Self::InterruptNotPresent { index } => {
+                write!(f, "interrupt entry {index:#x} was handed over and is not present")
+            }
+            Self::PostedOutside { descriptor } => {
+                write!(f, "the posted-interrupt descriptor at {descriptor:#x} lies in no preserved memory")
+            }
         }
     }
 }

@@ -8,9 +8,9 @@ use crate::error::Unreadable;
 use crate::image::{self, FRAME_WORDS, Image};
 use core::mem::size_of;
 use spec::handover::{
-    Alias, Attachment, Container, ContextTable, Domain, DomainIdUse, DomainTables, Header, MAGIC, MAX_BYTES,
-    OLDEST_READABLE, PasidTables, RecordHeader, Region, Release, RequesterRecord, SUBNODE, Scratch, Unit,
-    VERSION, kind, least_body,
+    Alias, Attachment, Container, ContextTable, Domain, DomainIdUse, DomainTables, Header, InterruptEntry,
+    InterruptTable, MAGIC, MAX_BYTES, OLDEST_READABLE, PasidTables, RecordHeader, Region, Release,
+    RequesterRecord, SUBNODE, Scratch, Unit, VERSION, kind, least_body,
 };
 use spec::kho::Root;
 use spec::xxh64::Hasher;
@@ -52,6 +52,10 @@ pub enum Record {
     PasidTables(PasidTables),
     /// One PASID of a requester.
     Attachment(Attachment),
+    /// A unit's interrupt table.
+    InterruptTable(InterruptTable),
+    /// An entry of it that stays.
+    InterruptEntry(InterruptEntry),
     /// A kind that this reader does not know.
     Unknown {
         /// The kind.
@@ -99,6 +103,10 @@ pub struct Counts {
     pub pasid_tables: u64,
     /// [`Attachment`] records.
     pub attachments: u64,
+    /// [`InterruptTable`] records.
+    pub interrupt_tables: u64,
+    /// [`InterruptEntry`] records.
+    pub interrupt_entries: u64,
     /// Records of kinds that this reader does not know.
     pub unknown: u64,
     /// Frames that [`DomainTables`] records declare together; saturates.
@@ -130,6 +138,8 @@ impl Counts {
                 &mut self.pasid_tables
             }
             Record::Attachment(_) => &mut self.attachments,
+            Record::InterruptTable(_) => &mut self.interrupt_tables,
+            Record::InterruptEntry(_) => &mut self.interrupt_entries,
             Record::Unknown { .. } => &mut self.unknown,
         };
         *count = count.saturating_add(1);
@@ -332,6 +342,8 @@ impl<I: Image + ?Sized> Records<'_, I> {
             kind::CONTAINER => Record::Container(self.body(header.kind, bytes)?),
             kind::PASID_TABLES => Record::PasidTables(self.body(header.kind, bytes)?),
             kind::ATTACHMENT => Record::Attachment(self.body(header.kind, bytes)?),
+            kind::INTERRUPT_TABLE => Record::InterruptTable(self.body(header.kind, bytes)?),
+            kind::INTERRUPT_ENTRY => Record::InterruptEntry(self.body(header.kind, bytes)?),
             kind => Record::Unknown { kind },
         };
         Ok(Located { at, bytes, record })

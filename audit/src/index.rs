@@ -8,8 +8,8 @@ use crate::handover::{Handover, Located, Record};
 use crate::image::Image;
 use crate::scratch::List;
 use spec::handover::{
-    Alias, Attachment, ContextTable, Domain, DomainIdUse, DomainTables, PasidTables, RequesterRecord, Unit,
-    pasid_tables_kind, region_kind,
+    Alias, Attachment, ContextTable, Domain, DomainIdUse, DomainTables, InterruptEntry, InterruptTable,
+    PasidTables, RequesterRecord, Unit, pasid_tables_kind, region_kind,
 };
 use spec::{PAGE_SIZE, PhysAddr, Requester, SourceId};
 use zerocopy::{FromBytes, IntoBytes};
@@ -122,6 +122,7 @@ pub(crate) mod run_of {
     pub(crate) const CONTAINER: u64 = 3;
     pub(crate) const PASID_DIRECTORY: u64 = 4;
     pub(crate) const PASID_TABLE: u64 = 5;
+    pub(crate) const INTERRUPTS: u64 = 6;
 }
 
 impl Run {
@@ -142,6 +143,7 @@ impl Run {
             run_of::CONTAINER => crate::finding::Role::Container,
             run_of::PASID_DIRECTORY => crate::finding::Role::PasidDirectory,
             run_of::PASID_TABLE => crate::finding::Role::PasidTable,
+            run_of::INTERRUPTS => crate::finding::Role::InterruptTable,
             _ => crate::finding::Role::DomainTable,
         }
     }
@@ -165,6 +167,8 @@ pub(crate) struct Parts<'s> {
     pub(crate) pasid_runs: List<'s, u64>,
     pub(crate) pasid_slots: List<'s, u64>,
     pub(crate) attachments: List<'s, Attached>,
+    pub(crate) interrupt_tables: List<'s, u64>,
+    pub(crate) interrupts: List<'s, u64>,
     pub(crate) regions: List<'s, Region>,
     pub(crate) targets: List<'s, Target>,
     pub(crate) scratch: List<'s, Range>,
@@ -194,6 +198,8 @@ impl<'s> Parts<'s> {
             pasid_runs: self.pasid_runs.into_sorted(),
             pasid_slots: self.pasid_slots.into_sorted(),
             attachments: self.attachments.into_sorted(),
+            interrupt_tables: self.interrupt_tables.into_sorted(),
+            interrupts: self.interrupts.into_sorted(),
             requesters: self.requesters.into_slice(),
             sources: self.sources.into_sorted(),
             tables: self.tables.into_sorted(),
@@ -230,6 +236,10 @@ pub(crate) struct Index<'s> {
     pub(crate) pasid_slots: &'s [u64],
     /// Attachments by requester and PASID.
     pub(crate) attachments: &'s [Attached],
+    /// Interrupt tables: unit `<< 40`, offset.
+    pub(crate) interrupt_tables: &'s [u64],
+    /// Interrupt entries: unit `<< 40`, index `<< 24`, offset.
+    pub(crate) interrupts: &'s [u64],
     /// Offset of each requester record, by ordinal.
     pub(crate) requesters: &'s [u64],
     /// Requesters and aliases: segment `<< 48`, source `<< 32`, ordinal of the requester.
@@ -298,6 +308,14 @@ impl<'s> Index<'s> {
     pub(crate) fn use_of(&self, domain: u32) -> Use {
         let none = Use { parent: 0, flags: 0 };
         usize::try_from(domain).ok().and_then(|at| self.uses.get(at)).copied().unwrap_or(none)
+    }
+    /// Every source-id on a bus: packed words that end with the ordinal of a requester.
+    pub(crate) fn sources_on(&self, segment: spec::Segment, bus: u8) -> &'s [u64] {
+        group(self.sources, u64::from(segment.0) << 8 | u64::from(bus), 40)
+    }
+    /// Interrupt entries of a unit, by index.
+    pub(crate) fn interrupts_of(&self, unit: u32) -> &'s [u64] {
+        group(self.interrupts, u64::from(unit), 40)
     }
     /// Ordinal of the requester to which this source-id belongs.
     pub(crate) fn owner(&self, requester: Requester) -> Option<u32> {
@@ -412,6 +430,19 @@ impl<I: Image + ?Sized> Reader<'_, '_, I> {
         pasid_tables -> PasidTables(PasidTables);
         /// The attachment at an offset, and its record's address.
         attachment -> Attachment(Attachment);
+        /// The interrupt entry of a packed word, and its record's address.
+        interrupt_record -> InterruptEntry(InterruptEntry);
+        /// The interrupt table of a packed word, and its record's address.
+        interrupt_table_record -> InterruptTable(InterruptTable);
+    }
+    /// A unit's interrupt table, and its record's address.
+    pub(crate) fn interrupt_table(&self, unit: u32) -> Option<(u64, InterruptTable)> {
+        self.interrupt_table_record(*group(self.index.interrupt_tables, u64::from(unit), 40).first()?)
+    }
+    /// What was recorded of an interrupt entry, and the record's address.
+    pub(crate) fn interrupt_entry(&self, unit: u32, index: u32) -> Option<(u64, InterruptEntry)> {
+        let key = u64::from(unit) << 16 | u64::from(index);
+        self.interrupt_record(*group(self.index.interrupts, key, 24).first()?)
     }
     /// Token of a domain; 0 when its record cannot be read.
     pub(crate) fn token(&self, domain: u32) -> u64 {

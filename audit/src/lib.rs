@@ -34,6 +34,7 @@ mod finding;
 pub mod handover;
 mod image;
 mod index;
+mod interrupts;
 pub mod kho;
 mod memory;
 mod mode;

@@ -54,6 +54,10 @@ pub struct Totals {
     /// Present entries of PASID directories that the cut-off will clear, each with all PASIDs of its table
     /// ([`Stage::Sealed`](crate::Stage) only).
     pub pasid_tables_to_cut_off: u64,
+    /// Present interrupt entries of preserved requesters.
+    pub kept_interrupts: u64,
+    /// Present interrupt entries that the cut-off will clear ([`Stage::Sealed`](crate::Stage) only).
+    pub interrupts_to_cut_off: u64,
 }
 
 /// The result of an audit that could be carried out.
@@ -83,22 +87,26 @@ const fn words(invariant: Invariant) -> (bool, &'static str) {
     match invariant {
         Invariant::I1 => (
             true,
-            "root, context, PASID and page table frames are preserved, declared, well formed and reached once",
+            "root, context, PASID, page and interrupt table frames are preserved, declared, well formed and reached once",
         ),
         Invariant::I2 => (
             true,
-            "present root, context and PASID entries belong to preserved requesters or go with the cut-off",
+            "present root, context, PASID and interrupt entries belong to preserved requesters or go with the cut-off",
         ),
-        Invariant::I3 => {
-            (true, "leaves point into declared regions, whose memory is preserved and holds no table")
-        }
+        Invariant::I3 => (
+            true,
+            "leaves and posted interrupts point into declared regions, whose memory is preserved and holds no table",
+        ),
         Invariant::I4 => {
             (true, "records agree with one another; registers, entries and digests equal what was sealed")
         }
         Invariant::I5 => (true, "domain ids are unique per unit, in range, and those of the entries"),
         Invariant::I6 => (false, "not checkable from memory: what hardware cached does not show"),
         Invariant::I7 => (false, "not checkable from memory: what undone steps left does not show"),
-        Invariant::I8 => (true, "translation is on, in a mode that translates"),
+        Invariant::I8 => (
+            true,
+            "translation is on, in a mode that translates, and interrupts are remapped where they were",
+        ),
         Invariant::I9 => (true, "preserved runs, regions and the container lie outside of scratch memory"),
         Invariant::I10 => (true, "the translation mode is the sealed one"),
     }

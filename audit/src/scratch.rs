@@ -62,6 +62,8 @@ impl<'a> Scratch<'a> {
             pasid_runs: List::new(rest.take(layout.pasids)),
             pasid_slots: List::new(rest.take(layout.pasids)),
             attachments: List::new(rest.take_rows(layout.attachments)),
+            interrupt_tables: List::new(rest.take(layout.interrupt_tables)),
+            interrupts: List::new(rest.take(layout.interrupts)),
             requesters: List::new(rest.take(layout.requesters)),
             sources: List::new(rest.take(layout.sources)),
             tables: List::new(rest.take(layout.tables)),
@@ -92,6 +94,8 @@ struct Layout {
     tokens: u64,
     pasids: u64,
     attachments: u64,
+    interrupt_tables: u64,
+    interrupts: u64,
     regions: u64,
     scratch: u64,
     runs: u64,
@@ -122,6 +126,8 @@ impl Layout {
             tokens: counts.domains.max(counts.requesters).max(counts.regions),
             pasids: counts.pasid_tables,
             attachments: counts.attachments,
+            interrupt_tables: counts.interrupt_tables,
+            interrupts: counts.interrupt_entries,
             regions: counts.regions,
             scratch: counts.scratch,
             runs: [
@@ -130,6 +136,7 @@ impl Layout {
                 counts.domain_tables,
                 counts.containers,
                 counts.pasid_tables,
+                counts.interrupt_tables,
             ]
             .iter()
             .fold(0, |sum: u64, count| sum.saturating_add(*count)),
@@ -144,6 +151,8 @@ impl Layout {
             (self.domains, Use::WORDS.saturating_add(2)),
             (self.pasids, 2),
             (self.attachments, Attached::WORDS),
+            (self.interrupt_tables, 1),
+            (self.interrupts, 1),
             (self.requesters, 1),
             (self.sources, 1),
             (self.tables, 1),

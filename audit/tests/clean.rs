@@ -34,6 +34,8 @@ fn a_sound_handover_has_no_finding_and_all_totals_are_right() {
         kept_pasids: 0,
         pasids_to_cut_off: 0,
         pasid_tables_to_cut_off: 0,
+        kept_interrupts: 0,
+        interrupts_to_cut_off: 0,
     };
     assert_eq!(report.totals, totals);
 }
@@ -57,8 +59,8 @@ fn what_memory_cannot_show_is_not_counted_as_checked() {
         assert_eq!(line.what.starts_with("not checkable"), cannot);
     }
     let items = report.checked.map(|line| line.items);
-    // I1: root and context tables, declared frames, tables entered, formats, top tables and levels of entries.
-    assert_eq!(items[0], 5 + 9 + 8 + 2 + 3 * 4);
+    // I1: root and context tables, declared frames, tables entered, formats, top tables and levels of entries, interrupt tables.
+    assert_eq!(items[0], 5 + 9 + 8 + 2 + 3 * 4 + 2);
     assert_eq!(items[1], 3 + 4, "I2: root and context entries");
     assert_eq!(items[2], LEAVES + 3 + 4, "I3: leaves, regions, entries");
     // I4: records, registers, context table pointers, requesters with both words, digests and counts, container.

@@ -382,7 +382,8 @@ pub(crate) fn run_audit<H: Host>(
     host.for_each_unit(&mut |unit| {
         let (cap, ecap, status, root) = (unit.cap(), unit.ecap(), unit.status(), unit.root());
         if let Some(slot) = states.get_mut(used) {
-            *slot = Some(audit::UnitState { id: unit.id(), cap, ecap, status, root });
+            let interrupts = unit.interrupts().map(|i| i.interrupt_table());
+            *slot = Some(audit::UnitState { id: unit.id(), cap, ecap, status, root, interrupts });
             used += 1;
         }
     });
@@ -392,6 +393,7 @@ pub(crate) fn run_audit<H: Host>(
         ecap: spec::regs::Ecap::ZERO,
         status: spec::regs::Gsts::ZERO,
         root: spec::regs::RootAddr::ZERO,
+        interrupts: None,
     };
     let states = states.map(|s| s.unwrap_or(blank));
     audit::audit(&HostImage(host), fdt, &states[..used], stage, scratch, findings)

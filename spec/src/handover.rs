@@ -47,6 +47,10 @@ pub mod kind {
     pub const PASID_TABLES: u16 = 12;
     /// [`super::Attachment`].
     pub const ATTACHMENT: u16 = 13;
+    /// [`super::InterruptTable`].
+    pub const INTERRUPT_TABLE: u16 = 14;
+    /// [`super::InterruptEntry`].
+    pub const INTERRUPT_ENTRY: u16 = 15;
 }
 
 /// Bytes of a record's body that every release wrote: a reader refuses shorter ones, and takes what a release before did
@@ -59,8 +63,8 @@ pub const fn least_body(of: u16) -> Option<usize> {
         kind::SCRATCH | kind::CONTEXT_TABLE | kind::DOMAIN_ID | kind::CONTAINER => 16,
         kind::REGION => 32,
         kind::DOMAIN | kind::REQUESTER => 40,
-        kind::DOMAIN_TABLES => 24,
-        kind::PASID_TABLES => 32,
+        kind::DOMAIN_TABLES | kind::INTERRUPT_TABLE => 24,
+        kind::PASID_TABLES | kind::INTERRUPT_ENTRY => 32,
         kind::ATTACHMENT => 88,
         kind::ALIAS => 8,
         _ => return None,
@@ -327,6 +331,39 @@ wire! {
         source: u16,
         /// Reserved.
         reserved: u16,
+    }
+}
+
+wire! {
+    /// The interrupt remapping table of a unit that remaps interrupts, which stays in place and in use. At most one for
+    /// each unit; none for a unit that remaps no interrupts. Its frames are in the preserved set. Releases that do not know
+    /// this record leave the table as it is.
+    pub struct InterruptTable (24) {
+        /// IRTA at the seal: address, size and mode.
+        irta: u64,
+        /// XXH64 of the whole table as it is after the cut-off: entries that belong to no preserved requester are zero.
+        digest: u64,
+        /// Ordinal of the unit.
+        unit: u32,
+        /// Number of present entries that stay: so many [`InterruptEntry`] records name the unit.
+        entries: u32,
+    }
+}
+
+wire! {
+    /// A present entry of a unit's interrupt table that belongs to a preserved requester: whoever may ask by it (SVT, SID,
+    /// SQ) is that requester under one of its source-ids.
+    pub struct InterruptEntry (32) {
+        /// The entry as it must be found.
+        entry: [u64; 2],
+        /// Ordinal of the unit.
+        unit: u32,
+        /// Ordinal of the requester; the first one where several share the source-id.
+        requester: u32,
+        /// Its index in the table.
+        index: u32,
+        /// Reserved.
+        reserved: u32,
     }
 }
 

@@ -16,6 +16,8 @@ pub enum Role {
     PasidDirectory,
     /// A requester's PASID table.
     PasidTable,
+    /// A unit's interrupt remapping table.
+    InterruptTable,
     /// The KHO tree.
     Fdt,
     /// A node of the map of preserved memory.
@@ -34,6 +36,7 @@ impl fmt::Display for Role {
             Self::DomainTable => "page table",
             Self::PasidDirectory => "PASID directory",
             Self::PasidTable => "PASID table",
+            Self::InterruptTable => "interrupt table",
             Self::Fdt => "KHO tree",
             Self::MapNode => "map of preserved memory",
             Self::Records => "handover's records",
@@ -82,6 +85,18 @@ pub enum Item {
     Format,
     /// The domain of the PASID for requests without one, against the one of the requester.
     DomainWithoutPasid,
+    /// The interrupt remapping table address register.
+    Irta,
+    /// Digest of a unit's interrupt table.
+    InterruptDigest,
+    /// Number of interrupt entries that stay.
+    InterruptEntries,
+    /// First word of an interrupt entry.
+    InterruptEntryLow,
+    /// Second word of an interrupt entry.
+    InterruptEntryHigh,
+    /// The requester, by its ordinal, that an interrupt entry belongs to.
+    InterruptRequester,
 }
 
 impl fmt::Display for Item {
@@ -105,6 +120,12 @@ impl fmt::Display for Item {
             Self::PasidTable => "the PASID table pointer",
             Self::Format => "the format of the page tables",
             Self::DomainWithoutPasid => "the domain of requests without PASID",
+            Self::Irta => "the interrupt table address",
+            Self::InterruptDigest => "the digest of the interrupt table",
+            Self::InterruptEntries => "the number of interrupt entries",
+            Self::InterruptEntryLow => "the interrupt entry's first word",
+            Self::InterruptEntryHigh => "the interrupt entry's second word",
+            Self::InterruptRequester => "the requester of the interrupt entry",
         })
     }
 }
@@ -137,6 +158,10 @@ pub enum RecordKind {
     PasidTables,
     /// One PASID of a requester.
     Attachment,
+    /// A unit's interrupt table.
+    InterruptTable,
+    /// An entry of an interrupt table.
+    InterruptEntry,
 }
 
 impl fmt::Display for RecordKind {
@@ -154,6 +179,8 @@ impl fmt::Display for RecordKind {
             Self::Container => "container",
             Self::PasidTables => "PASID tables",
             Self::Attachment => "attachment",
+            Self::InterruptTable => "interrupt table",
+            Self::InterruptEntry => "interrupt entry",
         })
     }
 }

@@ -83,7 +83,7 @@ fn root(table: u64) -> [u64; 2] {
 fn unit(ordinal: u16, table: u64) -> (UnitState, Unit) {
     let root = RootAddr::ZERO.with_rta(table >> 12);
     let status = Gsts::ZERO.with_tes(true).with_rtps(true).with_qies(true);
-    let state = UnitState { id: unit_id(ordinal), cap: cap(), ecap: ecap(), status, root };
+    let state = UnitState { id: unit_id(ordinal), cap: cap(), ecap: ecap(), status, root, interrupts: None };
     let record = Unit {
         register_base: state.id.register_base,
         cap: cap().raw(),

@@ -164,7 +164,7 @@ fn requester(token: u64, entry: [u64; 4], source: SourceId) -> RequesterRecord {
 fn unit() -> (UnitState, Unit) {
     let root = RootAddr::ZERO.with_rta(ROOT >> 12).with_ttm(1);
     let status = Gsts::ZERO.with_tes(true).with_rtps(true).with_qies(true);
-    let state = UnitState { id: unit_id(0), cap: cap(), ecap: ecap(), status, root };
+    let state = UnitState { id: unit_id(0), cap: cap(), ecap: ecap(), status, root, interrupts: None };
     let (cap, ecap, root) = (cap().raw(), ecap().raw(), root.raw());
     let record = Unit {
         register_base: BASE,

@@ -80,6 +80,7 @@ fn state(unit: &Unit) -> UnitState {
         ecap: registers.ecap().unwrap_or(Ecap::ZERO),
         status: registers.gsts().unwrap_or(Gsts::ZERO),
         root: registers.rtaddr().unwrap_or(RootAddr::ZERO),
+        interrupts: registers.irta(),
     }
 }
 
