@@ -6,6 +6,7 @@
 use crate::book::{Book, Domain, DomainState, Kept, Region, Token};
 use crate::freeze::run_audit;
 use crate::host::{Atomic, Forget, Host, MaySleep, NoMemory, TimedOut, Unit};
+use crate::interrupts;
 use crate::list::List;
 use crate::open::Opened;
 use crate::prune::{CutOffEvent, prune};
@@ -123,6 +124,9 @@ impl<'s> Opened<'s> {
 
     /// Marks the domains that a finding speaks against.
     fn mark(&mut self, finding: &audit::Finding) {
+        if interrupts::is_harmless(finding) {
+            return;
+        }
         let domain = finding.domain.and_then(|token| self.book.domains.find(|d| d.token.0 == token));
         let owner =
             finding.requester.and_then(|r| self.book.owners(r.segment, r.source).next()).map(|k| k.domain);
@@ -207,7 +211,11 @@ impl<'s> Checked<'s> {
                 forgotten &= is_done(&event);
                 report(AdoptEvent::Entry(event));
             };
-            unit.locked(ctx, |atomic| prune(host, book, Some(index), unit, atomic, &keep, report_entry));
+            unit.locked(ctx, |atomic| {
+                prune(host, book, Some(index), unit, atomic, &keep, report_entry);
+                let keep = |_: usize, kept: &Kept| keep(kept);
+                interrupts::prune(host, book, Some(index), unit, atomic, &keep, report_entry);
+            });
             report(AdoptEvent::Adopted(kept.id));
         }
         Incoming { host, opened: self.opened, forgotten }
@@ -334,6 +342,22 @@ impl<'s, H: Host> Incoming<'_, 's, H> {
         })
     }
 
+    /// Calls `f` with the index and the words of every interrupt entry of the requester under `token`, which was retrieved
+    /// before: they are in place and in use. Says how many there are.
+    ///
+    /// # Errors
+    /// [`RetrieveError::Unknown`], also of a requester that was not retrieved.
+    pub fn retrieve_interrupts(
+        &self,
+        token: Token,
+        f: &mut dyn FnMut(u16, [u64; 2]),
+    ) -> Result<u32, RetrieveError> {
+        let book = &self.opened.book;
+        let found = book.requesters.find(|k| k.token == token && k.retrieved);
+        let (index, kept) = found.ok_or(RetrieveError::Unknown(token))?;
+        Ok(interrupts::of_requester(self.host, book, index, kept.unit, f))
+    }
+
     /// Calls `f` with the tokens of everything handed over: regions, domains, requesters.
     pub fn for_each_token(&self, f: &mut dyn FnMut(Token)) {
         self.opened.book.regions.iter().for_each(|r| f(r.token));
@@ -378,6 +402,8 @@ impl<'s, H: Host> Incoming<'_, 's, H> {
             });
             cut += 1;
         }
+        let keep = |_: usize, k: &Kept| k.retrieved && is_sound(book.domains.get(k.domain));
+        interrupts::finish(host, book, ctx, &keep, report);
         if !self.forgotten {
             self.forget_again(ctx, report);
         }
@@ -393,7 +419,10 @@ impl<'s, H: Host> Incoming<'_, 's, H> {
             let missing =
                 TimedOut { unit: kept.id, what: "invalidation of a unit that is missing", waited: 0 };
             let done = match self.host.unit(kept.id) {
-                Some(unit) => unit.locked(ctx, |atomic| unit.forget(atomic, Forget::Everything).map(drop)),
+                Some(unit) => unit.locked(ctx, |atomic| {
+                    let done = unit.forget(atomic, Forget::Everything).map(drop);
+                    done.and(interrupts::forget_again(unit, atomic))
+                }),
                 None => Err(missing),
             };
             report(match done {

@@ -5,9 +5,10 @@
 
 use crate::book::{Book, Storage};
 use crate::host::{Host, MaySleep, Unit};
+use crate::interrupts;
 use crate::prune::{CutOffEvent, prune};
 
-/// Blocks every requester on every unit that translates. A unit that does not translate is left alone: there is no gap to
+/// Blocks every requester on every unit that translates, and every interrupt on every unit that remaps them. A unit that does not translate is left alone: there is no gap to
 /// guard any more.
 pub fn block_all<H: Host>(host: &H, ctx: &mut MaySleep, report: &mut dyn FnMut(CutOffEvent)) {
     let nothing = Storage {
@@ -25,5 +26,6 @@ pub fn block_all<H: Host>(host: &H, ctx: &mut MaySleep, report: &mut dyn FnMut(C
         if unit.status().tes() {
             unit.locked(ctx, |atomic| prune(host, &book, None, unit, atomic, &|_| false, report));
         }
+        unit.locked(ctx, |atomic| interrupts::prune(host, &book, None, unit, atomic, &|_, _| false, report));
     });
 }

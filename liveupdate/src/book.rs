@@ -7,6 +7,7 @@
 use crate::list::{List, Located};
 use crate::pool::Pool;
 use spec::context::ContextEntry;
+use spec::regs::Irta;
 use spec::{Extent, PhysAddr, Requester, Segment, SourceId, UnitId};
 
 /// The name under which the next kernel finds something. Unique among everything preserved; 64 bits, never cut.
@@ -125,6 +126,8 @@ pub struct KeptUnit {
     pub id: UnitId,
     /// Its root table.
     pub root: PhysAddr,
+    /// Its interrupt remapping table; `None` when it remaps no interrupts.
+    pub interrupts: Option<Irta>,
     /// How many preserved requesters it has.
     pub requesters: u32,
 }
@@ -158,8 +161,8 @@ pub struct Storage<'s> {
     pub units: &'s mut [Option<KeptUnit>],
     /// Context tables.
     pub contexts: &'s mut [Option<ContextRun>],
-    /// Working room to sort all preserved runs: as many as regions, table runs, context tables and units together, and
-    /// one more.
+    /// Working room to sort all preserved runs: as many as regions, table runs, context tables and units (twice:
+    /// interrupt tables) together, and one more.
     pub runs: &'s mut [Option<Extent>],
 }
 
@@ -251,7 +254,9 @@ impl<'s> Book<'s> {
         let region = self.regions.overlapping(extent).and_then(|i| self.regions.get(i)).map(|r| r.extent);
         let table = || self.tables.overlapping(extent).and_then(|i| self.tables.get(i)).map(|t| t.extent);
         let single = |at: PhysAddr| Extent::one(at.frame());
-        region.or_else(table).or_else(|| self.single_table_in(extent).map(single))
+        let interrupts = || self.units.iter().filter_map(|(_, u)| crate::interrupts::frames(u));
+        let interrupts = || interrupts().find(|frames| frames.overlaps(extent));
+        region.or_else(table).or_else(|| self.single_table_in(extent).map(single)).or_else(interrupts)
     }
 
     /// A root or context table that lies in `extent`.
@@ -286,8 +291,9 @@ impl<'s> Book<'s> {
         let tables = self.tables.iter().map(|t| t.extent);
         let roots = self.units.iter().map(|(_, u)| Extent::one(u.root.frame()));
         let contexts = self.contexts.iter().map(|(_, c)| Extent::one(c.table.frame()));
+        let interrupts = self.units.iter().filter_map(|(_, u)| crate::interrupts::frames(u));
         let mut count = 0;
-        for run in regions.chain(tables).chain(roots).chain(contexts).chain(more) {
+        for run in regions.chain(tables).chain(roots).chain(contexts).chain(interrupts).chain(more) {
             *self.runs.get_mut(count).ok_or(full)? = Some(run);
             count += 1;
         }

@@ -2,6 +2,7 @@
 
 use crate::freeze::{Container, Sealed};
 use crate::host::{Atomic, Host, Unit};
+use crate::interrupts;
 use crate::prune::{CutOffEvent, prune};
 
 /// Every unit is cut off: the machine may jump. There is no other way to get one, so that a host whose jump takes one
@@ -32,18 +33,23 @@ pub struct CutOff {
 }
 
 impl<H: Host> Sealed<'_, '_, H> {
-    /// Cuts off every unit. On a unit with nothing preserved, switches translation and protected memory off, as a normal
+    /// Cuts off every unit. On a unit with nothing preserved, switches interrupt remapping, translation and protected memory off, as a normal
     /// shutdown does. `report` must neither allocate nor sleep.
     pub fn cut_off(self, atomic: &Atomic, report: &mut dyn FnMut(CutOffEvent)) -> CutOff {
         let outgoing = &self.outgoing;
         outgoing.host.for_each_unit(&mut |unit| match outgoing.book.units.find(|u| u.id == unit.id()) {
             Some((index, _)) => {
-                prune(outgoing.host, &outgoing.book, Some(index), unit, atomic, &|_| true, report);
+                let (host, book) = (outgoing.host, &outgoing.book);
+                prune(host, book, Some(index), unit, atomic, &|_| true, report);
+                interrupts::prune(host, book, Some(index), unit, atomic, &|_, _| true, report);
             }
-            None => match unit.disable(atomic) {
-                Ok(()) => report(CutOffEvent::SwitchedOff(unit.id())),
-                Err(timed_out) => report(CutOffEvent::NotConfirmed(timed_out)),
-            },
+            None => {
+                interrupts::switch_off(unit, atomic, report);
+                match unit.disable(atomic) {
+                    Ok(()) => report(CutOffEvent::SwitchedOff(unit.id())),
+                    Err(timed_out) => report(CutOffEvent::NotConfirmed(timed_out)),
+                }
+            }
         });
         CutOff { container: self.container, _cut_off: () }
     }

@@ -99,6 +99,11 @@ pub enum PreserveError {
     },
     /// The tables changed while they were being preserved: try again.
     Changed(Requester),
+    /// The unit remaps interrupts, and the host does not say through which table
+    /// ([`Unit::interrupts`](crate::host::Unit::interrupts)): hardware would go on reading it (I1).
+    InterruptsUnknown(UnitId),
+    /// The unit's interrupt table is another one than when its first requester was preserved.
+    InterruptsChanged(UnitId),
     /// The core's storage is used up.
     Full(Full),
     /// The host could not mark frames.
@@ -153,6 +158,12 @@ impl fmt::Display for PreserveError {
             }
             Self::AlreadyPreserved(r) => write!(f, "{r} is preserved already"),
             Self::Changed(r) => write!(f, "the context entry of {r} changed meanwhile: try again"),
+            Self::InterruptsUnknown(u) => {
+                write!(f, "unit {u} remaps interrupts, and the host does not say through which table")
+            }
+            Self::InterruptsChanged(u) => {
+                write!(f, "unit {u} uses another interrupt table than when it was preserved")
+            }
             Self::Full(e) => e.fmt(f),
             Self::Keep(e) => e.fmt(f),
             Self::NoMemory(e) => e.fmt(f),
@@ -250,6 +261,16 @@ pub enum FreezeError {
         /// The first of its reserved regions.
         region: Extent,
     },
+    /// A posted interrupt entry of a preserved requester has hardware write outside of preserved memory (I3): preserve the
+    /// region of its descriptor.
+    PostedOutside {
+        /// Whose entry it is.
+        requester: Requester,
+        /// The entry's index.
+        index: u32,
+        /// The frame of the descriptor.
+        descriptor: PhysAddr,
+    },
     /// A preserved frame lies in the memory that the next kernel boots in (I9).
     InScratch(Frame),
     /// No room.
@@ -276,6 +297,10 @@ impl fmt::Display for FreezeError {
             Self::Reserved { requester, region } => write!(
                 f,
                 "{requester} has reserved memory {region} and is not preserved: reduce it to that, or choose to cut it off"
+            ),
+            Self::PostedOutside { requester, index, descriptor } => write!(
+                f,
+                "interrupt entry {index:#x} of {requester} posts to {descriptor}, outside of preserved memory: preserve that"
             ),
             Self::InScratch(frame) => write!(f, "preserved frame {} lies in scratch memory", frame.start()),
             Self::Full(e) => e.fmt(f),

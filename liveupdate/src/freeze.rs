@@ -114,6 +114,7 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
     ) -> Result<(Container, audit::Report), FreezeError> {
         check_input(self.host, input)?;
         self.check_unchanged(ctx)?;
+        self.check_interrupts()?;
         if let ReservedMemory::Reduced(reserved) = input.reserved {
             self.check_reserved(ctx, reserved)?;
         }
@@ -245,7 +246,10 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
         let nodes = Extent::new(fdt.plus(PAGE_SIZE).frame(), draft.frames.count() - used)
             .ok_or(KeepError::NoMemory { frames: draft.frames.count() })?;
         let registers = |index| self.registers(index);
-        let digest = wire::write_blob(host, blob, &draft.length, &self.book, about, &registers)?;
+        let written = wire::write_blob(host, blob, &draft.length, &self.book, about, &registers)?;
+        let what = "interrupt entries came or went while it was sealed";
+        let unit = self.book.units.iter().next().map(|(_, u)| u.id).unwrap_or_default();
+        let digest = written.ok_or(FreezeError::Drifted { requester: None, unit, what })?;
         let runs = self.book.collect_runs(Some(draft.frames))?;
         let sorted = &self.book.runs[..runs];
         if let Some(run) = sorted.iter().flatten().find(|r| about.scratch.iter().any(|s| s.overlaps(**r))) {

@@ -57,6 +57,8 @@ mod freeze;
 #[cfg(feature = "update")]
 mod guard;
 #[cfg(feature = "update")]
+mod interrupts;
+#[cfg(feature = "update")]
 mod list;
 #[cfg(feature = "update")]
 mod open;

@@ -5,6 +5,7 @@
 //! references all hold; what it says about hardware is checked by the audit, not here.
 
 mod error;
+mod interrupts;
 
 pub use error::{OpenError, Part};
 
@@ -238,6 +239,8 @@ impl Opened<'_> {
             kind::DOMAIN_ID => self.check_domain_id(body),
             kind::REQUESTER => self.take_requester(body),
             kind::ALIAS => self.take_alias(body),
+            kind::INTERRUPT_TABLE => self.take_interrupt_table(body),
+            kind::INTERRUPT_ENTRY => self.check_interrupt_entry(body),
             _ => {
                 self.skipped += 1;
                 Ok(())
@@ -265,7 +268,12 @@ impl Opened<'_> {
         if root.ttm() != 0 {
             return Err(body.wrong("the unit is in a mode that this release does not adopt"));
         }
-        self.book.units.insert(KeptUnit { id, root: body.table(root.table().get())?, requesters: 0 })?;
+        self.book.units.insert(KeptUnit {
+            id,
+            root: body.table(root.table().get())?,
+            interrupts: None,
+            requesters: 0,
+        })?;
         Ok(())
     }
 

@@ -28,7 +28,18 @@ pub enum CutOffEvent {
     NotConfirmed(TimedOut),
     /// Nothing is preserved on this unit: translation is off, as after a normal shutdown.
     SwitchedOff(UnitId),
-    /// A table could not be reached; its root entry was cleared instead.
+    /// A present entry of the unit's interrupt table was cleared: it belonged to no preserved requester.
+    InterruptCleared {
+        /// The unit.
+        unit: UnitId,
+        /// The entry's index.
+        index: u16,
+        /// The entry before.
+        entry: [u64; 2],
+    },
+    /// Nothing is preserved on this unit: interrupt remapping is off, as after a normal shutdown.
+    InterruptsOff(UnitId),
+    /// A table could not be reached; its root entry was cleared instead, where it has one.
     Unreachable(NoMemory),
 }
 

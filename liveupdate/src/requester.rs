@@ -52,7 +52,13 @@ impl<H: Host> Outgoing<'_, '_, H> {
         }
         self.check_places(unit.id(), requester, &before)?;
         self.check_domain_id(requester, unit.id(), domain, before.entry)?;
-        self.commit_requester(ctx, token, requester, unit, &sources, before, domain)
+        let interrupts = self.keep_interrupts(ctx, unit)?;
+        let done = self.commit_requester(ctx, token, requester, unit, &sources, before, domain);
+        match done {
+            Ok(()) => self.note_interrupts(unit.id(), interrupts),
+            Err(_) => self.drop_interrupts(ctx, interrupts),
+        }
+        done
     }
 
     /// The source-ids of a requester: its own, then its aliases.
@@ -153,7 +159,8 @@ impl<H: Host> Outgoing<'_, '_, H> {
         let host = self.host;
         let mut staged = Staged::new(&mut self.book);
         let mut reserved = Reservations::<H, MAX_FRAMES>::new(host, ctx);
-        let (unit_index, new) = staged.unit(KeptUnit { id: unit.id(), root: before.root, requesters: 0 })?;
+        let (unit_index, new) =
+            staged.unit(KeptUnit { id: unit.id(), root: before.root, interrupts: None, requesters: 0 })?;
         if new {
             reserved.reserve(Extent::one(before.root.frame()))?;
         }
@@ -194,9 +201,10 @@ impl<H: Host> Outgoing<'_, '_, H> {
         if let Some(unit) = self.book.units.get_mut(kept.unit) {
             unit.requesters -= 1;
             if unit.requesters == 0 {
-                let root = unit.root;
+                let (root, interrupts) = (unit.root, unit.interrupts);
                 self.book.units.remove(kept.unit);
                 self.host.release(ctx, Extent::one(root.frame()));
+                self.drop_interrupts(ctx, interrupts);
             }
         }
         Ok(())

@@ -5,6 +5,7 @@
 
 use crate::book::{Book, RegionKind};
 use crate::host::{NoMemory, TableMemory};
+use crate::interrupts;
 use crate::roots;
 use spec::handover::{self, Header, RecordHeader, kind};
 use spec::xxh64::Hasher;
@@ -39,7 +40,7 @@ impl Registers {
 type Sink<'a> = dyn FnMut(u64) -> Result<(), NoMemory> + 'a;
 
 /// Counts the words and records of an emission.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Length {
     pub(crate) words: u64,
     pub(crate) records: u32,
@@ -77,6 +78,7 @@ pub(crate) fn emit<M: TableMemory>(
     }
     domains(memory, book, &mut out)?;
     requesters(book, &mut out)?;
+    interrupts(memory, book, &mut out)?;
     Ok(out.length)
 }
 
@@ -165,6 +167,28 @@ fn requesters(book: &Book<'_>, out: &mut Emitter<'_, '_>) -> Result<(), NoMemory
     Ok(())
 }
 
+fn interrupts<M: TableMemory>(
+    memory: &M,
+    book: &Book<'_>,
+    out: &mut Emitter<'_, '_>,
+) -> Result<(), NoMemory> {
+    for (index, unit) in book.units.iter() {
+        let Some(irta) = unit.interrupts else { continue };
+        let unit = book.units.ordinal(index);
+        let (digest, entries) = interrupts::digest(memory, book, index)?;
+        out.record(
+            kind::INTERRUPT_TABLE,
+            &handover::InterruptTable { irta: irta.raw(), digest, unit, entries },
+        )?;
+        interrupts::for_each_kept(memory, book, index, &mut |kept| {
+            let (requester, entry) = (book.requesters.ordinal(kept.owner), kept.words);
+            let record = handover::InterruptEntry { entry, unit, requester, index: kept.index, reserved: 0 };
+            out.record(kind::INTERRUPT_ENTRY, &record)
+        })?;
+    }
+    Ok(())
+}
+
 /// Digest of a unit's root table and preserved context tables as they will be after the cut-off.
 fn unit_digest<M: TableMemory>(memory: &M, book: &Book<'_>, unit: usize) -> Result<u64, NoMemory> {
     let Some(kept) = book.units.get(unit) else { return Ok(0) };
@@ -235,7 +259,8 @@ fn words_of<T: IntoBytes + Immutable>(item: &T) -> impl Iterator<Item = u64> + '
     })
 }
 
-/// Writes a whole blob to `at`: header, records, digest. Returns the digest.
+/// Writes a whole blob to `at`: header, records, digest. Returns the digest; `None`, and no blob, when the emission is not
+/// of the length that was learnt, because interrupt entries came or went.
 pub(crate) fn write_blob<M: TableMemory>(
     memory: &M,
     at: PhysAddr,
@@ -243,7 +268,7 @@ pub(crate) fn write_blob<M: TableMemory>(
     book: &Book<'_>,
     about: &About<'_>,
     registers: &dyn Fn(usize) -> Registers,
-) -> Result<u64, NoMemory> {
+) -> Result<Option<u64>, NoMemory> {
     let header = Header {
         magic: handover::MAGIC,
         version: handover::VERSION,
@@ -256,7 +281,11 @@ pub(crate) fn write_blob<M: TableMemory>(
     };
     let mut hasher = Hasher::new(0);
     let mut next = at;
+    let end = at.plus(header.bytes);
     let mut put = |word: u64| {
+        if next >= end {
+            return Ok(()); // counted below
+        }
         hasher.update_words(&[word]);
         memory.write(next, word)?;
         next = next.plus(8);
@@ -265,8 +294,10 @@ pub(crate) fn write_blob<M: TableMemory>(
     for word in words_of(&header) {
         put(word)?;
     }
-    emit(memory, book, about, registers, &mut put)?;
+    if emit(memory, book, about, registers, &mut put)? != *length {
+        return Ok(None);
+    }
     let digest = hasher.finish();
     memory.write(at.plus(core::mem::offset_of!(Header, digest) as u64), digest)?;
-    Ok(digest)
+    Ok(Some(digest))
 }

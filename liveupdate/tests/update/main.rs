@@ -10,6 +10,7 @@ mod cut_off;
 mod drift;
 mod finish;
 mod foreign;
+mod interrupts;
 mod map;
 mod order;
 mod refusals;

@@ -174,6 +174,9 @@ impl<P: Platform + ?Sized> liveupdate::host::Unit for Seam<'_, '_, P> {
     fn disable(&self, atomic: &Atomic) -> Result<(), liveupdate::host::TimedOut> {
         self.unit.disable(atomic)
     }
+    fn interrupts(&self) -> Option<&dyn liveupdate::host::InterruptRemapping> {
+        self.unit.interrupts()
+    }
     fn locked<R>(&self, ctx: &mut MaySleep, f: impl FnOnce(&Atomic) -> R) -> R {
         self.unit.locked(ctx, f)
     }

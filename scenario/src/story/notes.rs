@@ -80,7 +80,10 @@ impl Notes {
         match event {
             CutOffEvent::Cleared { requester, .. } => self.cleared.push(requester),
             CutOffEvent::Stays(requester) => self.stays.push(requester),
-            CutOffEvent::Confirmed(_) | CutOffEvent::SwitchedOff(_) => self.confirmed.0 += 1,
+            CutOffEvent::Confirmed(_) | CutOffEvent::SwitchedOff(_) | CutOffEvent::InterruptsOff(_) => {
+                self.confirmed.0 += 1;
+            }
+            CutOffEvent::InterruptCleared { .. } => {}
             CutOffEvent::NotConfirmed(_) | CutOffEvent::Unreachable(_) => self.confirmed.1 += 1,
         }
     }

@@ -16,6 +16,8 @@ pub enum Step {
     Write { at: u64, before: u64, after: u64 },
     Forget(UnitId, Forget),
     Disable(UnitId),
+    ForgetInterrupts(UnitId),
+    InterruptsOff(UnitId),
     Reserve(Extent),
     Commit(Extent),
     Release(Extent),

@@ -6,6 +6,7 @@
 //! panics for what was not reserved.
 #![allow(unreachable_pub)]
 
+pub mod interrupts;
 pub mod machine;
 pub mod reseal;
 pub mod scene;
@@ -38,7 +39,7 @@ impl Store {
             aliases: vec![None; n],
             units: vec![None; n],
             contexts: vec![None; n],
-            runs: vec![None; 4 * n + 1],
+            runs: vec![None; 5 * n + 1],
         }
     }
 

@@ -1,9 +1,9 @@
 //! A remapping unit: reads tables for DMA, caches what it read, forgets when told to.
 
 use super::machine::{Shared, Step};
-use liveupdate::host::{Atomic, Forget, Forgotten, MaySleep, TimedOut, Unit};
+use liveupdate::host::{Atomic, Forget, Forgotten, InterruptRemapping, MaySleep, TimedOut, Unit};
 use spec::context::{ContextEntry, TranslationType};
-use spec::regs::{Cap, Ecap, Gsts, RootAddr};
+use spec::regs::{Cap, Ecap, Gsts, Irta, RootAddr};
 use spec::root::RootEntry;
 use spec::second_stage::{self, SecondStageEntry};
 use spec::{DomainId, PhysAddr, Segment, SourceId, UnitId};
@@ -27,7 +27,10 @@ pub struct FakeUnit {
     pub root: Cell<RootAddr>,
     /// Invalidation never completes.
     pub hangs: Cell<bool>,
-    shared: Rc<Shared>,
+    /// The interrupt table; `None`: the host leaves interrupt remapping out.
+    pub irta: Cell<Option<Irta>>,
+    pub cached_interrupts: RefCell<BTreeMap<u32, [u64; 2]>>,
+    pub shared: Rc<Shared>,
     contexts: RefCell<BTreeMap<SourceId, ContextEntry>>,
     pages: RefCell<BTreeMap<(DomainId, u64), u64>>,
 }
@@ -41,6 +44,8 @@ impl FakeUnit {
             status: Cell::new(Gsts::ZERO.with_tes(true).with_rtps(true).with_qies(true)),
             root: Cell::new(RootAddr::ZERO.with_rta(root.get() >> 12)),
             hangs: Cell::new(false),
+            irta: Cell::new(None),
+            cached_interrupts: RefCell::default(),
             shared,
             contexts: RefCell::default(),
             pages: RefCell::default(),
@@ -151,6 +156,10 @@ impl Unit for FakeUnit {
         }
         self.status.set(self.status.get().with_tes(false));
         Ok(())
+    }
+
+    fn interrupts(&self) -> Option<&dyn InterruptRemapping> {
+        if self.irta.get().is_some() { Some(self) } else { None }
     }
 
     fn locked<R>(&self, ctx: &mut MaySleep, f: impl FnOnce(&Atomic) -> R) -> R {
