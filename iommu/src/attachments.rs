@@ -90,7 +90,9 @@ impl<H: Hal> Iommu<'_, H> {
             Some((_, _, false)) => Err(AttachError::LegacyMode(requester)),
             Some((false, ..)) => Err(AttachError::PasidNotAttached { requester, pasid }),
             Some((true, 1, _)) => self.detach(ctx, requester),
-            Some(_) => self.detach_pasids(ctx, requester, &[pasid]),
+            Some(_) => self.detach_then_forget(ctx, requester, Some(&[pasid]), |ctx| {
+                self.detach_pasids(ctx, requester, &[pasid])
+            }),
         }
     }
 

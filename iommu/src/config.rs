@@ -112,6 +112,8 @@ pub enum Capability {
     PassThrough,
     /// Requests with PASID, ECAP.PASID.
     Pasid,
+    /// Device-TLBs, ECAP.DT.
+    DeviceTlb,
     /// An invalidation queue, ECAP.QI, that the host lets the driver use.
     Queue,
 }
@@ -125,8 +127,9 @@ impl fmt::Display for Capability {
             Self::Nested => "nested translation (ECAP.NEST, SSTS, FSTS)",
             Self::PassThrough => "pass-through (ECAP.PT)",
             Self::Pasid => "requests with PASID (ECAP.PASID)",
+            Self::DeviceTlb => "device-TLBs (ECAP.DT)",
             Self::Queue => {
-                "an invalidation queue (ECAP.QI, and not registers_only), which scalable mode needs"
+                "an invalidation queue (ECAP.QI, and not registers_only), which scalable mode and device-TLBs need"
             }
         })
     }

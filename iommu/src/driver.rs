@@ -7,6 +7,7 @@
 //! it. What fails on the way is undone in reverse.
 
 use crate::Hal;
+use crate::device_tlb::DeviceTlb;
 use crate::domain::{Domain, DomainHandle, Shape};
 use crate::error::{DomainError, MapError, UnitError};
 use crate::faults::{Fault, FaultSummary};
@@ -88,6 +89,10 @@ pub(crate) struct Books {
     pub(crate) ids: Vec<DomainIds>,
     /// PASID directories by their address. Requesters that share an alias share one.
     pub(crate) directories: BTreeMap<PhysAddr, Directory>,
+    /// Requesters that may keep translations.
+    pub(crate) device_tlbs: BTreeMap<Requester, DeviceTlb>,
+    /// Those of them that were cut off because they did not answer, until somebody asks.
+    pub(crate) silent: Vec<Requester>,
     next: u64,
 }
 
@@ -360,7 +365,7 @@ impl<'h, H: Hal> Iommu<'h, H> {
     }
 
     /// Unmaps whatever is mapped in the range; says how many bytes were. Large leaves that reach out of the range are
-    /// split.
+    /// split. A device that keeps translations and does not answer is cut off: see [`Self::take_silent`].
     ///
     /// # Errors
     /// [`MapError`].
@@ -373,17 +378,22 @@ impl<'h, H: Hal> Iommu<'h, H> {
     ) -> Result<u64, MapError> {
         let mut books = self.books.borrow_mut();
         let tags = books.tags(domain);
-        let domain = books.domains.get_mut(&domain).ok_or(MapError::NoDomain)?;
-        let unmapped = domain.unmap(self.hal, ctx, iova, bytes)?;
+        let devices = books.device_tlbs_of(domain);
+        let found = books.domains.get_mut(&domain).ok_or(MapError::NoDomain)?;
+        let unmapped = found.unmap(self.hal, ctx, iova, bytes)?;
         if unmapped.bytes == 0 {
             return Ok(0);
         }
+        drop(books);
         let mut forgotten = Ok(());
         for (unit, tag) in tags {
             forgotten = forgotten.and(self.forget_range(ctx, unit, tag, iova, bytes));
         }
-        forgotten?;
-        domain.settle(self.hal, ctx, unmapped.removed);
+        // Devices last: what they forgot before, they would ask for again and be told out of the IOTLB.
+        forgotten.and_then(|()| self.forget_in_devices(ctx, &devices, cover(iova, bytes)))?;
+        if let Some(domain) = self.books.borrow_mut().domains.get_mut(&domain) {
+            domain.settle(self.hal, ctx, unmapped.removed);
+        }
         Ok(unmapped.bytes)
     }
 

@@ -22,6 +22,8 @@ use spec::{Extent, PhysAddr, Requester, SourceId};
 const ENTRY: u64 = 16;
 /// The present bit, in the first word of all entries.
 const PRESENT: u64 = 1;
+/// Device-TLB allowed, in the first word of context entries: TT of legacy mode, for the second stage, and DTE.
+const DEVICE_TLB: u64 = 1 << 2;
 
 /// A context entry of either mode; in legacy mode the last two words are zero and not in memory.
 pub(crate) type Context = [u64; 4];
@@ -218,6 +220,26 @@ impl<H: Hal> VtdUnit<'_, H> {
         for slot in plan.slots.iter().rev() {
             let _ = clear_to(self.hal(), slot.at, self.words(&slot.before));
         }
+    }
+
+    /// Whether the entry of a source-id allows its device to keep translations.
+    ///
+    /// # Errors
+    /// [`NoMemory`] when a table lies where there is none.
+    pub(crate) fn device_tlb_allowed(&self, source: SourceId) -> Result<bool, NoMemory> {
+        Ok(self.context(source)?.is_some_and(|[low, ..]| low & PRESENT != 0 && low & DEVICE_TLB != 0))
+    }
+
+    /// Sets or clears the bit that says so, in an entry that is present.
+    ///
+    /// # Errors
+    /// [`NoMemory`] when a table lies where there is none.
+    pub(crate) fn set_device_tlb_bit(&self, source: SourceId, on: bool) -> Result<(), NoMemory> {
+        let slots = self.used_slots(&[source])?;
+        slots.iter().filter(|slot| slot.before[0] & PRESENT != 0).try_for_each(|slot| {
+            let cleared = slot.before[0] & !DEVICE_TLB;
+            self.hal().write(slot.at, if on { cleared | DEVICE_TLB } else { cleared })
+        })
     }
 
     fn used_slots(&self, sources: &[SourceId]) -> Result<Vec<Slot>, NoMemory> {

@@ -342,6 +342,8 @@ pub enum AttachError {
         /// The PASID.
         pasid: u32,
     },
+    /// A requester with aliases is to keep translations: which of them it keeps them under cannot be told.
+    DeviceTlbAliases(Requester),
     /// The unit cannot walk the domain's tables, or has no domain id for it.
     Domain(DomainError),
     /// No frames for a context table.
@@ -385,6 +387,9 @@ impl fmt::Display for AttachError {
             }
             Self::PasidMismatch { requester, pasid } => {
                 write!(f, "{requester}: the entry of PASID {pasid:#x} is not the one that was named for it")
+            }
+            Self::DeviceTlbAliases(r) => {
+                write!(f, "{r} has aliases: leave its device-TLB off")
             }
             Self::Domain(e) => e.fmt(f),
             Self::OutOfMemory { frames } => {

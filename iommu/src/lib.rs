@@ -1,12 +1,14 @@
 //! A VT-d driver for hosts that have none: units, domains, requesters, page tables, invalidation, faults.
 //!
 //! From the hardware upwards: [`registers`] is the typed window on a unit's registers with the one bounded wait;
-//! [`queue`] and [`command`] carry invalidations, by the queue (with [`queue_errors`]) or by registers, and [`forget`] says which and in what order;
-//! [`mod@unit`] brings a unit up or takes a running one over, [`entries`] writes its root and context tables, [`pasid`] its
-//! PASID tables; [`faults`] reads what it recorded. Beside that, [`table`] holds one walker over page-table formats,
-//! [`arena`] the frames that tables are made of, [`domain`] an address space. [`driver`] puts all units and domains of a
-//! machine together, [`requesters`] attaches to them, by the units' [`scope`]s and with [`ids`] unique per unit;
-//! [`attachments`] and [`import`] do that for PASIDs. [`interrupts`] has a unit's interrupt remapping table. [`config`] has the modes, and what capabilities leave of them.
+//! [`queue`] and [`command`] carry invalidations, by the queue (its mishaps are [`queue_errors`]) or by registers, and
+//! [`forget`] says which and in what order; [`mod@unit`] brings a unit up or takes a running one over, [`entries`] writes its
+//! root and context tables, [`pasid`] its PASID tables; [`faults`] reads what it recorded. Beside that, [`table`] holds one
+//! walker over page-table formats, [`arena`] the frames that tables are made of, [`domain`] an address space. [`driver`]
+//! puts all units and domains of a machine together, [`requesters`] attaches to them, by the units' [`scope`]s and with
+//! [`ids`] unique per unit; [`attachments`] and [`import`] do that for PASIDs, [`device_tlb`] is about translations that
+//! devices keep. [`interrupts`] has a unit's interrupt remapping table. [`config`] has the modes, and what capabilities leave
+//! of them.
 //!
 //! The driver reaches the machine through [`Hal`] alone, and implements the host traits of `liveupdate`.
 #![no_std]
@@ -21,6 +23,7 @@ pub mod arena;
 pub mod attachments;
 pub mod command;
 pub mod config;
+pub mod device_tlb;
 pub mod domain;
 pub mod driver;
 pub mod entries;
@@ -47,6 +50,7 @@ mod fake;
 mod tests;
 
 pub use config::{Capability, Choices, Config, Mode, Modes, Origin};
+pub use device_tlb::DeviceTlb;
 pub use domain::DomainHandle;
 pub use driver::{Iommu, Setup};
 pub use error::{AttachError, DomainError, MapError, UnitError};
@@ -61,7 +65,7 @@ pub use table::format::{Access, Stage};
 pub use unit::VtdUnit;
 
 use liveupdate::host::{MaySleep, TableMemory};
-use spec::{Extent, PhysAddr};
+use spec::{Extent, PhysAddr, Requester};
 
 /// What the driver needs from a host.
 ///
@@ -87,6 +91,9 @@ pub trait Hal: TableMemory {
     /// be preserved across an update: outside scratch memory. Walks of every unit see the zeroes when this returns (on a
     /// unit with ECAP.C = 0: every line is flushed); what a walk finds instead, it takes for entries.
     fn allocate(&self, ctx: &mut MaySleep, count: u64, align: u64) -> Option<Extent>;
+    /// Switches ATS of a function off: its device did not answer an invalidation, and its entry is cleared. Called with the
+    /// right to sleep, also for a requester that was detached before. Nothing is done where the host has none of this.
+    fn device_tlb_off(&self, _requester: Requester) {}
     /// Gives frames of [`Self::allocate`] back, or frames that came with an adopted domain.
     fn free(&self, ctx: &mut MaySleep, run: Extent);
 }

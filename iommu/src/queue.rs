@@ -143,6 +143,29 @@ impl Queue {
         Ok(self.hand_in(registers, what, descriptors)? == Outcome::Done)
     }
 
+    /// Has hardware carry one invalidation to the device of `source`. Says whether the device answered.
+    ///
+    /// # Errors
+    /// [`TimedOut`] when the unit did not say either in time, or refused the descriptor, or other devices were silent.
+    pub fn ask<H: Hal>(
+        &self,
+        registers: &Registers<'_, H>,
+        source: SourceId,
+        descriptor: Descriptor,
+    ) -> Result<bool, TimedOut> {
+        let what = "device-TLB invalidation";
+        for _ in 0..ATTEMPTS {
+            match self.hand_in(registers, what, &[descriptor])? {
+                Outcome::Done => return Ok(true),
+                Outcome::Unanswered(silent) if silent.is_none_or(|silent| silent == source) => {
+                    return Ok(false);
+                }
+                Outcome::Refused | Outcome::Unanswered(_) => {}
+            }
+        }
+        Err(TimedOut { unit: registers.id, what, waited: 0 })
+    }
+
     /// Hands a batch in, waits for its end, and mends what stops the queue on the way.
     fn hand_in<H: Hal>(
         &self,

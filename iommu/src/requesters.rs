@@ -69,6 +69,10 @@ impl<H: Hal> Iommu<'_, H> {
     /// [`AttachError`]. After [`AttachError::TimedOut`] the entries are not present, but the requester counts as attached:
     /// detach again to try again.
     pub fn detach(&self, ctx: &mut MaySleep, requester: Requester) -> Result<(), AttachError> {
+        self.detach_then_forget(ctx, requester, None, |ctx| self.detach_requester(ctx, requester))
+    }
+
+    fn detach_requester(&self, ctx: &mut MaySleep, requester: Requester) -> Result<(), AttachError> {
         let mut books = self.books.borrow_mut();
         let attached = books.requesters.get(&requester).ok_or(AttachError::NotAttached(requester))?.clone();
         if attached.directory.is_some() {

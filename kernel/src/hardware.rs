@@ -212,10 +212,17 @@ impl Platform for Hardware {
     }
 
     fn config_read32(&self, function: SourceId, offset: u16) -> u32 {
+        // The ports reach no further.
+        if offset >= 256 {
+            return u32::MAX;
+        }
         Self::config_select(function, offset);
         port::read32(CONFIG_DATA)
     }
     fn config_write32(&self, function: SourceId, offset: u16, value: u32) {
+        if offset >= 256 {
+            return;
+        }
         Self::config_select(function, offset);
         port::write32(CONFIG_DATA, value);
     }

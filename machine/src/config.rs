@@ -1,5 +1,6 @@
 //! What machine to build: memory, units with their capabilities, chance, faults.
 
+use crate::device_tlb::Ats;
 use crate::devices::Habits;
 use crate::faults::Faults;
 use spec::regs::{Cap, Ecap};
@@ -32,6 +33,8 @@ pub struct MachineConfig {
     pub capture: Capture,
     /// Requesters beside the devices, on no list: they ask and ask.
     pub chatter: Vec<Habits>,
+    /// Functions that can keep translations of their own; each then has PCI Express and ATS capabilities.
+    pub ats: Vec<Ats>,
     /// Faults on demand.
     pub faults: Faults,
 }
@@ -63,6 +66,8 @@ pub struct UnitConfig {
     pub caching: Caching,
     /// Memory that firmware keeps DMA away from, by protected memory regions that it left on (VT-d 11.4.8).
     pub protected: Option<Protected>,
+    /// How long it waits for a device to answer an invalidation, in nanoseconds.
+    pub device_patience: u64,
     /// Where the unit is like QEMU's rather than like the manual.
     pub quirks: Quirks,
 }
@@ -173,6 +178,7 @@ impl MachineConfig {
             residue: RESIDUE,
             capture: Capture::default(),
             chatter: Vec::new(),
+            ats: Vec::new(),
             faults: Faults::default(),
         }
     }
@@ -193,6 +199,7 @@ impl UnitConfig {
             cache_room: 4096,
             caching: Caching::ALL,
             protected: None,
+            device_patience: 20_000_000,
             quirks: Quirks {
                 queue_ends_with_wait: true,
                 tail_restarts_queue: true,
@@ -234,6 +241,12 @@ impl UnitConfig {
             stages.with_pasid(true).with_pss(19).with_rps(true)
         })
         .with_cap(|c| c.with_fs1gp(true))
+    }
+
+    /// The unit with device-TLBs.
+    #[must_use]
+    pub fn with_device_tlbs(self) -> Self {
+        self.with_ecap(|e| e.with_dt(true))
     }
 
     /// The unit, translating for these alone.

@@ -1,5 +1,6 @@
 //! How a device reaches memory: page by page through the unit that watches its source-id, or straight where none does.
 
+use crate::device_tlb;
 use crate::fabric::Fabric;
 use crate::memory::PAGE;
 use crate::trace::TraceLine;
@@ -16,6 +17,8 @@ pub(crate) struct Port<'a> {
     pub(crate) listed_as: SourceId,
     /// The function, and the bridges above it, may master the bus.
     pub(crate) master: bool,
+    /// The function keeps translations of its own.
+    pub(crate) ats: bool,
 }
 
 /// Some part of a DMA did not get through.
@@ -61,6 +64,11 @@ impl Port<'_> {
             self.fabric.trace.push(TraceLine::Untranslated { at, source, address: iova, bytes, write });
             return Ok(iova);
         };
+        if self.ats
+            && let Some(way) = device_tlb::route(unit, self.source, iova, bytes, write, self.fabric)
+        {
+            return way.ok_or(Lost);
+        }
         match unit.translate(self.source, iova, bytes, write, self.fabric) {
             Outcome::To(address) => Ok(address),
             Outcome::NoMemory | Outcome::Refused => Err(Lost),

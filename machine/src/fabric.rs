@@ -3,6 +3,7 @@
 //! A device's write is translated when it is sent and lands in memory a little later; it is seen to have landed by whoever
 //! drains ([`Fabric::land_all`]): a read of the device's registers, a draining invalidation, or time.
 
+use crate::device_tlb::DeviceTlb;
 use crate::dice::Dice;
 use crate::faults::Injector;
 use crate::memory::Memory;
@@ -24,12 +25,14 @@ pub(crate) struct Fabric {
     pub(crate) dice: Dice,
     pub(crate) trace: Vec<TraceLine>,
     pub(crate) injector: Injector,
+    pub(crate) device_tlbs: Vec<DeviceTlb>,
     posted: VecDeque<Posted>,
 }
 
 impl Fabric {
     pub(crate) fn new(memory: Memory, dice: Dice, injector: Injector) -> Self {
-        Self { now: 0, memory, dice, trace: Vec::new(), injector, posted: VecDeque::new() }
+        let (trace, device_tlbs, posted) = (Vec::new(), Vec::new(), VecDeque::new());
+        Self { now: 0, memory, dice, trace, injector, device_tlbs, posted }
     }
 
     /// A device's write sets out for physical memory. Writes land in the order in which they were sent.

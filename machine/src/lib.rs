@@ -12,6 +12,7 @@
 
 pub mod acpi;
 pub mod config;
+pub mod device_tlb;
 pub mod devices;
 pub mod dice;
 mod dma;
@@ -28,6 +29,7 @@ pub mod trace;
 pub mod vtd;
 
 pub use config::{Caching, Capture, MachineConfig, Protected, Quirks, Scope, UnitConfig};
+pub use device_tlb::{Ats, DevicePages};
 pub use faults::{Faults, QueueFault, QueueFaultKind, Strike};
 pub use machine::{Machine, Serial, SerialLine};
 pub use platform::{Boot, Kernel};

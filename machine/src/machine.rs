@@ -5,6 +5,7 @@
 
 use crate::acpi;
 use crate::config::{MachineConfig, Scope};
+use crate::device_tlb::DeviceTlb;
 use crate::devices::{Chatter, Device, Edu, Hda};
 use crate::dice::Dice;
 use crate::dma::Port;
@@ -88,7 +89,8 @@ impl Machine {
         for &(start, bytes) in &ranges {
             memory.power_on(start, bytes, config.residue).expect("a range of memory is memory");
         }
-        let pci = Pci::scenario();
+        let mut pci = Pci::scenario();
+        config.ats.iter().for_each(|ats| pci.add_ats(ats.function, ats.queue_depth));
         let root_bus: Vec<_> = pci.root_bus().collect();
         let tables_at = low_end(config.memory) - FIRMWARE_BYTES;
         for (at, bytes) in
@@ -105,6 +107,7 @@ impl Machine {
             slots: slots(config),
             next_due: None,
         };
+        state.fabric.device_tlbs = config.ats.iter().map(|ats| DeviceTlb::new(*ats)).collect();
         state.look_ahead();
         Self { state: RefCell::new(state), map }
     }
@@ -175,10 +178,17 @@ impl Machine {
     pub fn request(&self, source: SourceId, iova: u64, write: bool) -> Option<u64> {
         self.with(|state| {
             let listed_as = listed_as(source);
-            let State { fabric, units, .. } = state;
-            let mut port = Port { fabric, units, source, listed_as, master: true };
+            let State { fabric, units, pci, .. } = state;
+            let ats = pci.function(source).is_some_and(pci::Function::has_ats_on);
+            let mut port = Port { fabric, units, source, listed_as, master: true, ats };
             port.route(iova, 8, write).ok()
         })
+    }
+
+    /// Page numbers that the device of `source` keeps translations of (ATS).
+    #[must_use]
+    pub fn device_pages(&self, source: SourceId) -> Vec<u64> {
+        self.with(|state| state.fabric.device_pages(source))
     }
 
     /// How many cache lines with stores the units' walks may not see yet.
@@ -234,6 +244,7 @@ impl State {
             source: slot.source,
             listed_as: listed_as(slot.source),
             master: slot.function.is_none_or(masters) && slot.bridge.is_none_or(masters),
+            ats: slot.function.and_then(|at| self.pci.function(at)).is_some_and(pci::Function::has_ats_on),
         };
         f(&mut slot.device, &mut port)
     }

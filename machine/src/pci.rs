@@ -20,6 +20,8 @@ pub const BEHIND_BRIDGE: SourceId = SourceId::new(1, 0, 0);
 const COMMAND: usize = 1;
 const BAR0: usize = 4;
 const BUSES: usize = 6;
+/// The ATS capability, where a function has it.
+const ATS: usize = 0x100 / 4;
 const COMMAND_WRITABLE: u32 = 0x0547;
 const MEMORY: u32 = 1 << 1;
 const MASTER: u32 = 1 << 2;
@@ -29,14 +31,15 @@ const MASTER: u32 = 1 << 2;
 pub struct Function {
     /// Where it is.
     pub at: SourceId,
-    config: [u32; 64],
+    /// 64 registers, or 1024 of a function of PCI Express.
+    config: Vec<u32>,
     /// Size of BAR 0 in bytes; zero when there is none.
     bar_bytes: u32,
 }
 
 impl Function {
     fn new(at: SourceId, vendor: u16, device: u16, class: u32, revision: u8) -> Self {
-        let mut config = [0; 64];
+        let mut config = vec![0; 64];
         config[0] = u32::from(device) << 16 | u32::from(vendor);
         // Firmware switched on ports, memory and SERR#; mastering is for the driver.
         config[COMMAND] = 0x0103;
@@ -60,6 +63,24 @@ impl Function {
         self
     }
 
+    /// PCI Express and ATS capabilities (PCIe 7.5.3, 10.5.1).
+    fn add_ats(&mut self, queue_depth: u8) {
+        const ENDPOINT: u32 = 0x0002_0010;
+        const ALIGNED: u32 = 1 << 5;
+        self.config.resize(1024, 0);
+        self.config[COMMAND] |= 1 << 20;
+        self.config[13] = 0x40;
+        self.config[16] = ENDPOINT;
+        self.config[ATS] = 0x0001_000f;
+        self.config[ATS + 1] = u32::from(queue_depth % 32) | ALIGNED;
+    }
+
+    /// Keeps translations of its own.
+    #[must_use]
+    pub fn has_ats_on(&self) -> bool {
+        self.config.len() > ATS && self.config[ATS] as u16 == 0xf && self.config[ATS + 1] >> 31 == 1
+    }
+
     fn with_many_functions(mut self) -> Self {
         self.config[3] |= 0x80 << 16;
         self
@@ -78,6 +99,9 @@ impl Function {
             }
             BAR0 if self.bar_bytes != 0 => self.config[BAR0] = value & !(self.bar_bytes - 1),
             BUSES if bridge => self.config[BUSES] = value,
+            _ if register == ATS + 1 && self.config.len() > ATS => {
+                self.config[register] = self.config[register] & 0xffff | value & 0x801f_0000;
+            }
             15 => self.config[15] = (self.config[15] & !0xff) | (value & 0xff),
             _ => {}
         }
@@ -124,6 +148,11 @@ impl Pci {
                 edu(EDU_C, 0xfe80_0000),
             ],
         }
+    }
+
+    /// Gives a function an ATS capability. Nothing happens where there is no such function.
+    pub(crate) fn add_ats(&mut self, at: SourceId, queue_depth: u8) {
+        self.functions.iter_mut().filter(|f| f.at == at).for_each(|f| f.add_ats(queue_depth));
     }
 
     /// The function at `at`.

@@ -2,6 +2,7 @@
 //!
 //! The kernels have no hand in it. Whether translation stayed on, and what was blocked, is judged from here.
 
+use crate::device_tlb::DevicePages;
 use scenario::platform::Mark;
 use spec::fault::Reason;
 use spec::{SourceId, UnitId};
@@ -70,7 +71,7 @@ pub enum Invalidation {
     /// Interrupt remapping entries.
     InterruptEntries,
     /// Translations that a device keeps.
-    DeviceTlb,
+    DeviceTlb(DevicePages),
 }
 
 /// One fact of the trace. `at` is in nanoseconds of the machine's clock.

@@ -3,71 +3,22 @@
 //! Random operations of the driver, with requests of every source in between. Hardware must never let a request through that the
 //! driver's books refuse, nor send it elsewhere, and must serve what the books allow.
 
+mod common;
+
+use common::host::{Buses, Host};
 use holdover_machine::devices::Habits;
-use holdover_machine::{Boot, Kernel, Machine, MachineConfig, TraceLine, UnitConfig, pci, run};
+use holdover_machine::{Machine, MachineConfig, TraceLine, UnitConfig, pci};
 use iommu::driver::Setup;
 use iommu::scope::{Scope, ScopeKind};
-use iommu::{Access, Config, DomainHandle, Hal, Iommu, UnitDescription};
-use liveupdate::host::{MaySleep, NoMemory, TableMemory};
+use iommu::{Access, Config, DomainHandle, Iommu, UnitDescription};
+use liveupdate::host::MaySleep;
 use proptest::prelude::*;
-use scenario::platform::Platform;
 use spec::fault::Reason;
-use spec::{Extent, Iova, PhysAddr, Requester, Segment, SourceId};
+use spec::{Iova, PhysAddr, Requester, Segment, SourceId};
 
 const BASE: u64 = 0xfed9_0000;
 const SOURCES: [SourceId; 4] = [pci::AUDIO, pci::EDU_A, pci::EDU_B, pci::BEHIND_BRIDGE];
 const TARGET: u64 = 0x1000_0000;
-
-/// A platform as the driver wants it.
-struct Host<'m>(Kernel<'m>);
-
-impl TableMemory for Host<'_> {
-    fn read(&self, at: PhysAddr) -> Result<u64, NoMemory> {
-        self.0.read64(at)
-    }
-    fn write(&self, at: PhysAddr, value: u64) -> Result<(), NoMemory> {
-        self.0.write64(at, value)?;
-        self.0.flush_line(at);
-        Ok(())
-    }
-}
-
-impl Hal for Host<'_> {
-    fn read32(&self, at: PhysAddr) -> u32 {
-        self.0.mmio_read32(at)
-    }
-    fn read64(&self, at: PhysAddr) -> u64 {
-        self.0.mmio_read64(at)
-    }
-    fn write32(&self, at: PhysAddr, value: u32) {
-        self.0.mmio_write32(at, value);
-    }
-    fn write64(&self, at: PhysAddr, value: u64) {
-        self.0.mmio_write64(at, value);
-    }
-    fn now(&self) -> u64 {
-        self.0.now()
-    }
-    fn relax(&self) {
-        self.0.relax();
-    }
-    fn allocate(&self, _: &mut MaySleep, count: u64, align: u64) -> Option<Extent> {
-        let run = self.0.allocate(count, align, PhysAddr::new(0))?;
-        (0..run.bytes() / 64).for_each(|line| self.0.flush_line(run.start().plus(line * 64)));
-        Some(run)
-    }
-    fn free(&self, _: &mut MaySleep, run: Extent) {
-        self.0.free(run);
-    }
-}
-
-struct Buses;
-
-impl iommu::Topology for Buses {
-    fn bridge(&self, function: Requester) -> Option<(u8, u8)> {
-        (function.source == pci::BRIDGE).then_some((1, 1))
-    }
-}
 
 fn setup(units: &[UnitConfig], registers_only: bool) -> Setup<'static> {
     let describe = |unit: &UnitConfig| {
@@ -209,15 +160,7 @@ proptest! {
             .take(if chatty { 4 } else { 0 })
             .collect();
         let machine = Machine::new(&config);
-        let [home, next] = run::areas(config.memory);
-        let boot = Boot {
-            release: "a".into(),
-            home,
-            successor_home: None,
-            areas: vec![home, next],
-            options: Vec::new(),
-        };
-        let host = Host(Kernel::new(&machine, boot));
+        let host = Host::boot(&machine, config.memory);
         let mut ctx = MaySleep::at_thread_start();
         let iommu = Iommu::probe(&host, &mut ctx, setup(&units, registers_only)).unwrap();
         iommu.enable(&mut ctx).unwrap();

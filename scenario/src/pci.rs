@@ -8,12 +8,15 @@
 //!
 //! Bus numbers, header types and capability pointers are foreign: every bus is scanned once, every list is bounded.
 
+pub mod ats;
 mod config;
 
 use crate::platform::Platform;
 use alloc::vec::Vec;
 use config::reg;
-pub use config::{Bar, CAP_EXPRESS, bar_address, capability, disable_bus_master, enable, probe_bars};
+pub use config::{
+    Bar, CAP_EXPRESS, bar_address, capability, disable_bus_master, enable, extended_capability, probe_bars,
+};
 use core::fmt;
 use spec::SourceId;
 
@@ -97,14 +100,14 @@ pub enum PciError {
         /// The function.
         function: SourceId,
         /// A part of the cycle.
-        offset: u8,
+        offset: u16,
     },
     /// A capability pointer into the header.
     CapabilityOutside {
         /// The function.
         function: SourceId,
         /// The pointer.
-        offset: u8,
+        offset: u16,
     },
     /// No such memory BAR: the index is too large, the BAR is for ports, unassigned or of a reserved type.
     NoMemoryBar {

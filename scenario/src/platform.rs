@@ -69,7 +69,8 @@ pub trait Platform {
     fn mmio_write32(&self, at: PhysAddr, value: u32);
     /// Writes a device register, 64 bits wide.
     fn mmio_write64(&self, at: PhysAddr, value: u64);
-    /// PCI configuration space of segment 0; `offset` is a multiple of 4 below 256. All ones where there is no function.
+    /// PCI configuration space of segment 0; `offset` is a multiple of 4 below 4096. All ones where there is no
+    /// function, and from 256 on where the platform reaches no further.
     fn config_read32(&self, function: SourceId, offset: u16) -> u32;
     /// Writes PCI configuration space of segment 0.
     fn config_write32(&self, function: SourceId, offset: u16, value: u32);

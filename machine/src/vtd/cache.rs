@@ -25,6 +25,8 @@ pub struct Context {
     pub quiet: bool,
     /// Scalable mode: faults have other reasons.
     pub scalable: bool,
+    /// The device may keep translations of its own.
+    pub device_tlb: bool,
 }
 
 /// What a context entry does with requests.
@@ -78,6 +80,8 @@ pub struct Directory {
     pub serves_pasids: bool,
     /// Faults of this source are not recorded (FPD).
     pub quiet: bool,
+    /// The device may keep translations of its own (DTE).
+    pub device_tlb: bool,
 }
 
 /// What a look-up of a source's directory gives.
@@ -260,7 +264,7 @@ impl Caches {
                     key.0.domain != domain || key.0.pasid != Some(pasid) || !overlaps
                 });
             }
-            Invalidation::InterruptEntries | Invalidation::DeviceTlb => {}
+            Invalidation::InterruptEntries | Invalidation::DeviceTlb(_) => {}
         }
     }
 }
@@ -294,7 +298,7 @@ mod tests {
     }
 
     fn context(domain: u16) -> ContextAnswer {
-        Ok(Context { domain, route: Route::PassThrough, quiet: false, scalable: false })
+        Ok(Context { domain, route: Route::PassThrough, quiet: false, scalable: false, device_tlb: false })
     }
 
     #[test]

@@ -65,7 +65,8 @@ impl Unit {
         }
         let route = self.route(entry).ok_or((Reason::CONTEXT_INVALID, quiet))?;
         self.note_oddities(entry, route, fabric);
-        Ok(Context { domain: entry.did() as u16, route, quiet, scalable: false })
+        let device_tlb = entry.translation_type() == TranslationType::SecondStageDeviceTlb;
+        Ok(Context { domain: entry.did() as u16, route, quiet, scalable: false, device_tlb })
     }
 
     fn route(&self, entry: ContextEntry) -> Option<Route> {
@@ -195,7 +196,7 @@ impl Unit {
             return fault(Reason::RID_PASID);
         }
         let (table, serves_pasids) = (entry.directory().get(), entry.paside());
-        Ok(Directory { table, entries, own_pasid, serves_pasids, quiet })
+        Ok(Directory { table, entries, own_pasid, serves_pasids, quiet, device_tlb: entry.dte() })
     }
 
     /// PASID directory and PASID entry (VT-d 9.5, 9.6).
@@ -230,7 +231,8 @@ impl Unit {
             return Err((Reason::PASID_RESERVED, quiet));
         }
         let route = self.pasid_route(entry, pasid).ok_or((Reason::PASID_INVALID, quiet))?;
-        Ok(Context { domain: entry.did() as u16, route, quiet, scalable: true })
+        let device_tlb = directory.device_tlb;
+        Ok(Context { domain: entry.did() as u16, route, quiet, scalable: true, device_tlb })
     }
 
     fn has_reserved(&self, entry: PasidEntry) -> bool {

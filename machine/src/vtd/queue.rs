@@ -4,14 +4,15 @@
 //! The head moves on when a descriptor is fetched, not when its work is done: software that takes the head for
 //! completion is found out here.
 
+use crate::device_tlb::DevicePages;
 use crate::fabric::Fabric;
 use crate::faults::QueueFaultKind;
 use crate::memory::PAGE;
 use crate::trace::Invalidation;
 use spec::SourceId;
 use spec::invalidation::{
-    ContextInvalidate, IotlbInvalidate, PasidCacheInvalidate, PasidIotlbInvalidate, Wait, granularity, kind,
-    pasid_cache_granularity, pasid_iotlb_granularity,
+    ContextInvalidate, DeviceTlbInvalidate, IotlbInvalidate, PasidCacheInvalidate, PasidDeviceTlbInvalidate,
+    PasidIotlbInvalidate, Wait, granularity, kind, pasid_cache_granularity, pasid_iotlb_granularity,
 };
 use spec::regs::{Cap, Ecap, Iqa};
 
@@ -37,6 +38,13 @@ pub enum Command {
         /// Drain writes.
         drain: bool,
     },
+    /// Have a device forget.
+    Device {
+        /// What.
+        what: DevicePages,
+        /// How many such may be on their way to this device.
+        pending: usize,
+    },
     /// Tell that everything before is done.
     Wait(Wait),
 }
@@ -47,6 +55,8 @@ struct Work {
     number: u64,
     done_at: u64,
     command: Command,
+    /// Sent to a device that had no room for it.
+    lost: bool,
 }
 
 /// The queue of one unit.
@@ -68,6 +78,8 @@ pub struct Queue {
     pub unexpected: Option<SourceId>,
     /// A wait asked for an interrupt (ICS.IWC).
     pub wait_completed: bool,
+    /// How long a device may take to answer, in nanoseconds.
+    pub device_patience: u64,
     /// Where a descriptor stands that was refused on demand, and the descriptor.
     disliked: Option<(u64, [u64; 2])>,
     work: Vec<Work>,
@@ -78,6 +90,12 @@ pub struct Queue {
 }
 
 impl Queue {
+    /// A queue that is off, of a unit that waits for devices so many nanoseconds.
+    #[must_use]
+    pub fn new(device_patience: u64) -> Self {
+        Self { device_patience, ..Self::default() }
+    }
+
     /// An error was cleared, and the queue goes on when its tail is written.
     pub(crate) fn hold(&mut self) {
         self.held = true;
@@ -141,6 +159,12 @@ impl Queue {
         let mut finished = Vec::new();
         while let Some(i) = self.due_work(fabric.now) {
             let work = self.work.remove(i);
+            if let Command::Device { what, .. } = work.command
+                && (work.lost || !fabric.invalidate_device(what))
+            {
+                self.time_out(what.source);
+                continue;
+            }
             finished.push(work.command);
         }
         if self.next_fetch().is_some_and(|at| at <= fabric.now) {
@@ -186,9 +210,23 @@ impl Queue {
         match command {
             _ if self.disliked == Some((base, [low, high])) => self.error = error::TYPE,
             Ok(command) => {
+                let mut done_at = fabric.now + fabric.dice.between(100, 2_500);
+                let mut lost = false;
+                if let Command::Device { what, pending } = command {
+                    let under_way = self.device_work(what.source).count();
+                    if under_way >= pending {
+                        // The device has enough to do: later.
+                        let first = self.device_work(what.source).map(|w| w.done_at).min();
+                        self.fetch_at = first.unwrap_or(done_at) + 1;
+                        return;
+                    }
+                    lost = under_way >= fabric.invalidation_room(what.source);
+                    if lost || !fabric.device_answers(what.source) {
+                        done_at = fabric.now + self.device_patience;
+                    }
+                }
                 self.last_was_wait = matches!(command, Command::Wait(_));
-                let done_at = fabric.now + fabric.dice.between(100, 2_500);
-                self.work.push(Work { number: self.next_number, done_at, command });
+                self.work.push(Work { number: self.next_number, done_at, command, lost });
                 self.next_number += 1;
                 self.head = (self.head + bytes) % size;
                 self.fetch_at = fabric.now + fabric.dice.between(30, 300);
@@ -203,10 +241,16 @@ impl Queue {
             Err(info) => self.error = info,
         }
     }
-    /// A device did not answer: the waits that were fetched are dropped, and fetching stops (VT-d 6.5.2.10).
+    /// A device did not answer: waits and device-TLB invalidations that were fetched are dropped, and fetching stops
+    /// (VT-d 6.5.2.10).
     pub(crate) fn time_out(&mut self, source: SourceId) {
         self.unanswered = self.unanswered.or(Some(source));
-        self.work.retain(|work| !matches!(work.command, Command::Wait(_)));
+        self.work.retain(|work| !matches!(work.command, Command::Wait(_) | Command::Device { .. }));
+    }
+
+    fn device_work(&self, source: SourceId) -> impl Iterator<Item = &Work> {
+        let of = move |w: &&Work| matches!(w.command, Command::Device { what, .. } if what.source == source);
+        self.work.iter().filter(of)
     }
 }
 
@@ -240,7 +284,24 @@ fn decode(raw: [u64; 2], wide: bool, cap: Cap, ecap: Ecap) -> Result<Command, u8
                 iotlb_scope(d.g(), d.did(), d.addr() << 12, d.am(), d.ih(), cap).ok_or(error::RESERVED)?;
             checked(IotlbInvalidate::RESERVED, Command::Forget { what, drain: d.dw() && cap.dwd() })
         }
-        kind::DEVICE_TLB if ecap.dt() => Ok(Command::Forget { what: Invalidation::DeviceTlb, drain: false }),
+        kind::DEVICE_TLB if ecap.dt() => {
+            let d = DeviceTlbInvalidate::from_raw(raw);
+            let physical = d.pfsid_low() != 0 || d.pfsid_high() != 0;
+            if physical && !ecap.dit() {
+                return Err(error::RESERVED);
+            }
+            let what = device_pages(d.sid(), None, d.addr(), d.s());
+            checked(DeviceTlbInvalidate::RESERVED, Command::Device { what, pending: pending(d.mip()) })
+        }
+        kind::PASID_DEVICE_TLB if ecap.dt() && ecap.smts() && wide => {
+            let d = PasidDeviceTlbInvalidate::from_raw(raw);
+            let physical = d.pfsid_low() != 0 || d.pfsid_high() != 0;
+            if physical && !ecap.dit() {
+                return Err(error::RESERVED);
+            }
+            let what = device_pages(d.sid(), Some(d.pasid() as u32), d.addr(), d.s());
+            checked(PasidDeviceTlbInvalidate::RESERVED, Command::Device { what, pending: pending(d.mip()) })
+        }
         kind::INTERRUPT if ecap.ir() => {
             Ok(Command::Forget { what: Invalidation::InterruptEntries, drain: false })
         }
@@ -257,6 +318,18 @@ fn decode(raw: [u64; 2], wide: bool, cap: Cap, ecap: Ecap) -> Result<Command, u8
         kind::WAIT => checked(Wait::RESERVED, Command::Wait(Wait::from_raw(raw))),
         _ => Err(error::TYPE),
     }
+}
+
+/// What a device-TLB command names: the lowest zero bit of the page number says how many pages, if `several`.
+fn device_pages(source: u64, pasid: Option<u32>, page: u64, several: bool) -> DevicePages {
+    let count = if several { 2_u64 << page.trailing_ones().min(51) } else { 1 };
+    let first = page & !(count - 1);
+    DevicePages { source: SourceId::from_raw(source as u16), pasid, first, last: first + (count - 1) }
+}
+
+/// Field MIP: 0 stands for 32.
+fn pending(mip: u64) -> usize {
+    if mip == 0 { 32 } else { mip as usize }
 }
 
 /// What a PASID-cache command names; `None` for the reserved code.

@@ -5,8 +5,9 @@ use super::cache::{Context, PageAnswer, Route, Tag};
 use super::first;
 use super::unit::{Outcome, Unit};
 use super::walk::{self, Access, Leaf, Refusal, Rules, Table};
+use crate::device_tlb::Kept;
 use crate::fabric::Fabric;
-use crate::memory::View;
+use crate::memory::{PAGE, View};
 use crate::trace::TraceLine;
 use spec::fault::Reason;
 use spec::regs::offset;
@@ -77,6 +78,61 @@ impl Unit {
             }
             Err(reason) => self.refuse_walked(request, reason, context.quiet, fabric),
         }
+    }
+
+    /// Answers a device that asks for the translation of a page, to keep it; `None` where it gets none. That by itself is no
+    /// fault: whatever it then asks for is.
+    pub(crate) fn translation_request(
+        &mut self,
+        source: SourceId,
+        iova: u64,
+        write: bool,
+        fabric: &mut Fabric,
+    ) -> Option<Kept> {
+        if !self.status.tes() || INTERRUPT_RANGE.contains(&iova) {
+            return None;
+        }
+        let context = self.context(source, None, fabric).ok().filter(|context| context.device_tlb)?;
+        if self.input_fault(context, iova).is_some() {
+            return None;
+        }
+        let leaf = self.page(self.tag(source, context), context.route, iova, write, fabric).ok()?;
+        let permits = leaf.permits(write) && leaf.read && !INTERRUPT_RANGE.contains(&leaf.at(iova));
+        permits.then(|| Kept { page: leaf.at(iova) & !(PAGE - 1), write: leaf.write })
+    }
+
+    /// Whether a request with an address that the device had translated passes: as it is, if its entry allows that
+    /// (VT-d 4.1). No table below is looked at.
+    pub(crate) fn translated_request(
+        &mut self,
+        source: SourceId,
+        iova: u64,
+        output: u64,
+        bytes: u64,
+        write: bool,
+        fabric: &mut Fabric,
+    ) -> bool {
+        let (at, unit) = (fabric.now, self.config.id);
+        if !self.status.tes() {
+            fabric.trace.push(TraceLine::Dropped { at, source, address: output, write });
+            return false;
+        }
+        let request = Request { source, pasid: None, iova: output, write };
+        match self.context(source, None, fabric) {
+            Ok(context) if context.device_tlb => {
+                fabric.trace.push(TraceLine::Translated { at, unit, source, iova, output, bytes, write });
+                return true;
+            }
+            Ok(context) => {
+                let reason =
+                    if context.scalable { Reason::DEVICE_TLB_DISABLED } else { Reason::REQUEST_TYPE_BLOCKED };
+                self.refuse(request, reason, context.quiet, fabric);
+            }
+            Err((reason, quiet)) => {
+                self.refuse(request, reason, quiet, fabric);
+            }
+        }
+        false
     }
 
     /// With translation off: memory as it is, but for the protected ranges.

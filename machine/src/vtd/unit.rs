@@ -85,6 +85,7 @@ impl Unit {
             plain.insert(offset::PHMBASE, high.start().get());
             plain.insert(offset::PHMLIMIT, last(high));
         }
+        let queue = Queue::new(config.device_patience);
         Self {
             config,
             host_width,
@@ -99,7 +100,7 @@ impl Unit {
             plain,
             caches,
             faults,
-            queue: Queue::default(),
+            queue,
             pending: Vec::new(),
         }
     }
@@ -136,6 +137,10 @@ impl Unit {
         for command in self.queue.run(fabric, self.config.cap, self.config.ecap) {
             match command {
                 Command::Forget { what, drain } => self.forget(what, drain, fabric),
+                Command::Device { what, .. } => {
+                    let what = Invalidation::DeviceTlb(what);
+                    fabric.trace.push(TraceLine::Invalidated { at: fabric.now, unit: self.config.id, what });
+                }
                 Command::Wait(wait) => {
                     queue::complete_wait(&mut self.queue, wait, fabric);
                     fabric.trace.push(TraceLine::Waited { at: fabric.now, unit: self.config.id });

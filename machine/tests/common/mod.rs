@@ -1,6 +1,8 @@
 //! What the whole-update tests share: a machine, a run of it, and what a correct update looks like from outside.
 #![allow(dead_code)] // each test binary uses its part
 
+pub(crate) mod host;
+
 use holdover_machine::{MachineConfig, Run, RunConfig, TraceLine, pci, run};
 use scenario::event::Event;
 use scenario::platform::Mark;

@@ -24,6 +24,9 @@ const COMMAND_MASK: u32 = 0xffff;
 const STATUS_CAPABILITIES: u32 = 1 << 20;
 /// Most capabilities that fit between offset 0x40 and 0x100.
 const MAX_CAPABILITIES: usize = 48;
+/// Where extended capabilities start, and most of them that fit behind.
+const FIRST_EXTENDED: u16 = 0x100;
+const MAX_EXTENDED: usize = 480;
 /// Capability id of PCI Express.
 pub const CAP_EXPRESS: u8 = 0x10;
 
@@ -43,7 +46,7 @@ pub fn capability<P: Platform + ?Sized>(
     for _ in 0..MAX_CAPABILITIES {
         match offset {
             0 => return Ok(None),
-            1..0x40 => return Err(PciError::CapabilityOutside { function, offset }),
+            1..0x40 => return Err(PciError::CapabilityOutside { function, offset: offset.into() }),
             _ => {}
         }
         let entry = platform.config_read32(function, offset.into());
@@ -55,8 +58,40 @@ pub fn capability<P: Platform + ?Sized>(
     // As many as there is room for, and still no end.
     match offset {
         0 => Ok(None),
-        offset => Err(PciError::CapabilityCycle { function, offset }),
+        offset => Err(PciError::CapabilityCycle { function, offset: offset.into() }),
     }
+}
+
+/// Offset of the first extended capability `id` (PCIe 7.6), `None` when there is none, or where the platform does not reach
+/// that far: it then reads ones.
+///
+/// # Errors
+/// [`PciError`] when the list is cyclic or leaves its room before the capability is found.
+pub fn extended_capability<P: Platform + ?Sized>(
+    platform: &P,
+    function: SourceId,
+    id: u16,
+) -> Result<Option<u16>, PciError> {
+    if capability(platform, function, CAP_EXPRESS)?.is_none() {
+        return Ok(None);
+    }
+    let mut offset = FIRST_EXTENDED;
+    for _ in 0..MAX_EXTENDED {
+        let entry = platform.config_read32(function, offset);
+        if entry == 0 || entry == u32::MAX {
+            return Ok(None);
+        }
+        if entry as u16 == id {
+            return Ok(Some(offset));
+        }
+        offset = (entry >> 20) as u16 & 0xffc;
+        match offset {
+            0 => return Ok(None),
+            1..FIRST_EXTENDED => return Err(PciError::CapabilityOutside { function, offset }),
+            _ => {}
+        }
+    }
+    Err(PciError::CapabilityCycle { function, offset })
 }
 
 /// One base address register, with its size.

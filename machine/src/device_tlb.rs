@@ -1,0 +1,123 @@
+//! Device-TLBs: translations that a device keeps for itself (PCIe ATS), and its answers to invalidations.
+//!
+//! With ATS on, a device asks the unit for a page's translation once and then issues requests with the translated address,
+//! which the unit lets pass as they are if the requester's entry allows it (VT-d 4.1). What the device keeps goes stale like
+//! every cache: only an invalidation that it was sent, and answered, removes it. Switching ATS off and on again does not: the
+//! specification leaves that to the device.
+
+use crate::fabric::Fabric;
+use crate::memory::PAGE;
+use crate::vtd::Unit;
+use spec::SourceId;
+use std::collections::BTreeMap;
+
+/// A function's device-TLB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ats {
+    /// The function. Requests carry its own source-id.
+    pub function: SourceId,
+    /// Invalidations that it queues, 1 to 32; it loses those beyond.
+    pub queue_depth: u8,
+    /// How many invalidations it answers, before it falls silent; `None`: all.
+    pub answers: Option<u64>,
+}
+
+/// What an invalidation names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DevicePages {
+    /// The device.
+    pub source: SourceId,
+    /// Requests with this PASID, or without one.
+    pub pasid: Option<u32>,
+    /// First page number.
+    pub first: u64,
+    /// Last page number.
+    pub last: u64,
+}
+
+/// A translation that a device keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// Physical address of the page.
+    pub(crate) page: u64,
+    /// May be written.
+    pub(crate) write: bool,
+}
+
+/// One device's translations.
+#[derive(Debug)]
+pub(crate) struct DeviceTlb {
+    pub(crate) ats: Ats,
+    /// By page number. The devices here issue no requests with PASID.
+    kept: BTreeMap<u64, Kept>,
+    asked: u64,
+}
+
+impl DeviceTlb {
+    pub(crate) fn new(ats: Ats) -> Self {
+        Self { ats, kept: BTreeMap::new(), asked: 0 }
+    }
+
+    /// An invalidation arrives; says whether the device answers it.
+    fn invalidate(&mut self, what: DevicePages) -> bool {
+        let answers = self.ats.answers.is_none_or(|most| self.asked < most);
+        self.asked += 1;
+        if answers && what.pasid.is_none() {
+            self.kept.retain(|page, _| !(what.first..=what.last).contains(page));
+        }
+        answers
+    }
+}
+
+impl Fabric {
+    fn device_tlb(&mut self, source: SourceId) -> Option<&mut DeviceTlb> {
+        self.device_tlbs.iter_mut().find(|tlb| tlb.ats.function == source)
+    }
+
+    /// Invalidations that the device of `source` queues; none where there is none.
+    pub(crate) fn invalidation_room(&self, source: SourceId) -> usize {
+        let found = self.device_tlbs.iter().find(|tlb| tlb.ats.function == source);
+        found.map_or(0, |tlb| usize::from(tlb.ats.queue_depth))
+    }
+
+    /// Whether the device of `source` will answer the next invalidation.
+    pub(crate) fn device_answers(&self, source: SourceId) -> bool {
+        let found = self.device_tlbs.iter().find(|tlb| tlb.ats.function == source);
+        found.is_some_and(|tlb| tlb.ats.answers.is_none_or(|most| tlb.asked < most))
+    }
+
+    /// An invalidation arrives at a device; says whether it answers.
+    pub(crate) fn invalidate_device(&mut self, what: DevicePages) -> bool {
+        self.device_tlb(what.source).is_some_and(|tlb| tlb.invalidate(what))
+    }
+
+    /// Page numbers that the device of `source` keeps translations of.
+    pub(crate) fn device_pages(&self, source: SourceId) -> Vec<u64> {
+        let found = self.device_tlbs.iter().find(|tlb| tlb.ats.function == source);
+        found.map_or(Vec::new(), |tlb| tlb.kept.keys().copied().collect())
+    }
+}
+
+/// The way of a request of a device with ATS on, within one page: `None` when the device has no translation for it and gets
+/// none, and asks with the address that it has. `Some(None)` is a refusal.
+pub(crate) fn route(
+    unit: &mut Unit,
+    source: SourceId,
+    iova: u64,
+    bytes: u64,
+    write: bool,
+    fabric: &mut Fabric,
+) -> Option<Option<u64>> {
+    let number = iova / PAGE;
+    let known = fabric.device_tlb(source)?.kept.get(&number).copied();
+    let kept = match known.filter(|kept| kept.write || !write) {
+        Some(kept) => kept,
+        None => {
+            let kept = unit.translation_request(source, iova, write, fabric)?;
+            fabric.device_tlb(source)?.kept.insert(number, kept);
+            kept
+        }
+    };
+    let output = kept.page + iova % PAGE;
+    Some(unit.translated_request(source, iova, output, bytes, write, fabric).then_some(output))
+}
