@@ -6,10 +6,10 @@
 use core::cell::RefCell;
 use core::fmt;
 use liveupdate::host::{
-    Atomic, Forget, Forgotten, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory, RequesterKind,
-    TableMemory, TimedOut, Unit,
+    Adoptable, Atomic, Forget, Forgotten, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory,
+    RequesterKind, TableMemory, TimedOut, Unit,
 };
-use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, Storage, Token};
+use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, Stage, Storage, Token};
 use spec::context::ContextEntry;
 use spec::regs::{Cap, Ecap, Gsts, RootAddr};
 use spec::root::RootEntry;
@@ -136,6 +136,9 @@ impl Host for Kernel<'_> {
         println!("incoming: {run} is free again");
         self.free(ctx, run);
     }
+    fn adoptable(&self) -> Adoptable {
+        Adoptable::LEGACY
+    }
     fn now(&self) -> u64 {
         0
     }
@@ -173,6 +176,8 @@ struct Room {
     domains: [Option<liveupdate::Domain>; 4],
     tables: [Option<liveupdate::TableRun>; 16],
     requesters: [Option<liveupdate::Kept>; 4],
+    attachments: [Option<liveupdate::Attached>; 4],
+    pasid_runs: [Option<liveupdate::PasidRun>; 0],
     aliases: [Option<liveupdate::AliasOf>; 4],
     units: [Option<liveupdate::KeptUnit>; 2],
     contexts: [Option<liveupdate::ContextRun>; 4],
@@ -186,6 +191,8 @@ impl Room {
             domains: &mut self.domains,
             tables: &mut self.tables,
             requesters: &mut self.requesters,
+            attachments: &mut self.attachments,
+            pasid_runs: &mut self.pasid_runs,
             aliases: &mut self.aliases,
             units: &mut self.units,
             contexts: &mut self.contexts,
@@ -202,7 +209,13 @@ fn outgoing(ram: &Ram) -> Result<PhysAddr, Box<dyn std::error::Error>> {
     let mut room = Room::default();
     let mut update = Outgoing::new(&kernel, room.storage());
     update.preserve_region(&mut ctx, Token(1), Extent::one(GUEST), RegionKind::Memory)?;
-    let domain = DomainTablesOf { top_table: TABLES[0].start(), levels: 3, runs: &[] };
+    let domain = DomainTablesOf {
+        top_table: TABLES[0].start(),
+        stage: Stage::Second,
+        levels: 3,
+        parent: None,
+        runs: &[],
+    };
     update.preserve_domain(&mut ctx, Token(2), domain)?;
     update.preserve_requester(&mut ctx, Token(3), DEVICE)?;
 
@@ -212,6 +225,7 @@ fn outgoing(ram: &Ram) -> Result<PhysAddr, Box<dyn std::error::Error>> {
         update: 1,
         scratch: &scratch,
         reserved: liveupdate::ReservedMemory::CutOff,
+        successor: Adoptable::LEGACY, // as its image says
     };
     let mut words = vec![0; 1 << 14];
     let sealed = update
@@ -245,7 +259,7 @@ fn incoming(ram: &Ram, fdt: PhysAddr) -> Result<(), Box<dyn std::error::Error>> 
     let mut incoming = checked.adopt(&kernel, &mut ctx, &mut reserve, &mut |_| {});
     let guest = incoming.retrieve_region(Token(1))?;
     let domain = incoming.retrieve_domain(Token(2), &mut |_| {}, &mut |_, _| {})?;
-    let device = incoming.retrieve_requester(Token(3), &mut |_| {})?;
+    let device = incoming.retrieve_requester(Token(3), &mut |_| {}, &mut |_| {})?;
     println!("incoming: {} goes on, guest memory {guest}, top table {}", device.requester, domain.top_table);
     incoming.finish(&mut ctx, &mut |_| {});
     Ok(())

@@ -1,23 +1,21 @@
-//! The incoming side: check against running hardware, adopt in place, retrieve by token, finish.
+//! The incoming side: check against running hardware, adopt in place. What follows is in [`crate::retrieve`] and
+//! [`crate::finish`].
 //!
-//! A domain that fails its checks is blocked alone: its requesters' entries are cleared and forgotten, the rest goes on.
-//! Nothing here switches translation off, and nothing gives a requester more than it had (I8).
+//! What fails its checks is blocked alone: the entries of a bad domain are cleared and forgotten, PASID by PASID, the rest
+//! goes on. Nothing here switches translation off, and nothing gives a requester more than it had (I8).
 
-use crate::book::{Book, Domain, DomainState, Kept, Region, Token};
+use crate::adoptable::NotAdoptable;
+use crate::book::{Attached, Book, DomainState, Kept, Token};
 use crate::freeze::run_audit;
-use crate::host::{Atomic, Forget, Host, MaySleep, NoMemory, TimedOut, Unit};
+use crate::host::{Host, MaySleep, Unit};
 use crate::interrupts;
-use crate::list::List;
 use crate::open::Opened;
 use crate::prune::{CutOffEvent, prune};
-use crate::roots::{self, ENTRY_BYTES};
-use crate::walk::{self, Visit};
-use spec::{DomainId, Extent, PhysAddr, Requester, UnitId};
+use crate::retrieve::Incoming;
+use audit::{Finding, Item, What};
+use spec::{DomainId, Frame, PhysAddr, UnitId};
 
-/// Tables that one domain has at most: a terabyte of them.
-const MAX_TABLES: u64 = 1 << 28;
-
-/// A handover that was held against running hardware. Domains with findings are marked to be blocked.
+/// A handover that was held against running hardware. What has findings is marked to be blocked.
 #[derive(Debug)]
 pub struct Checked<'s> {
     opened: Opened<'s>,
@@ -26,6 +24,25 @@ pub struct Checked<'s> {
     /// How many violations it found.
     pub violations: u32,
 }
+
+/// Why a handover cannot be adopted at all. The host fails closed: see [`crate::block_all`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckError {
+    /// The auditor cannot read what was opened.
+    Unreadable(audit::Unreadable),
+    /// This kernel does not drive what was handed over.
+    NotAdoptable(NotAdoptable),
+}
+
+impl core::fmt::Display for CheckError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Unreadable(e) => e.fmt(f),
+            Self::NotAdoptable(e) => write!(f, "this kernel does not go with the handover: {e}"),
+        }
+    }
+}
+impl core::error::Error for CheckError {}
 
 /// What adoption did, as it happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,101 +53,61 @@ pub enum AdoptEvent {
     UnitMissing(UnitId),
     /// A domain failed its checks and is blocked.
     Blocked(Token),
+    /// A requester in scalable mode failed its checks and is blocked, with all its PASIDs. Its domains may be sound.
+    RequesterBlocked(Token),
     /// The driver could not reserve a domain's id (I5): the domain is blocked.
     DomainIdTaken(UnitId, DomainId),
     /// An entry was cleared, stays, and so on.
     Entry(CutOffEvent),
 }
 
-/// A retrieved domain: its tables are the host's from now on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RetrievedDomain {
-    /// Its name.
-    pub token: Token,
-    /// Its top table.
-    pub top_table: PhysAddr,
-    /// Levels of its tables.
-    pub levels: u8,
-}
-
-/// A retrieved requester: its driver takes the device over without reset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RetrievedRequester {
-    /// Its name.
-    pub token: Token,
-    /// Who it is.
-    pub requester: Requester,
-    /// Name of its domain, which was retrieved before.
-    pub domain: Token,
-    /// The domain's id on the requester's unit.
-    pub domain_id: DomainId,
-    /// The unit.
-    pub unit: UnitId,
-}
-
-/// Why something cannot be retrieved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RetrieveError {
-    /// Nothing of this kind was handed over under that token.
-    Unknown(Token),
-    /// It was retrieved before.
-    Twice(Token),
-    /// It failed its checks and was blocked.
-    Blocked(Token),
-    /// The requester's domain comes first.
-    DomainFirst {
-        /// The requester.
-        requester: Requester,
-        /// Its domain.
-        domain: Token,
-    },
-}
-
-impl core::fmt::Display for RetrieveError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Unknown(t) => write!(f, "nothing of this kind was handed over under token {t}"),
-            Self::Twice(t) => write!(f, "{t} was retrieved before"),
-            Self::Blocked(t) => write!(f, "{t} failed its checks and is blocked"),
-            Self::DomainFirst { requester, domain } => {
-                write!(f, "retrieve domain {domain} before its requester {requester}")
-            }
-        }
-    }
-}
-impl core::error::Error for RetrieveError {}
-
 impl<'s> Opened<'s> {
-    /// Holds the handover against the running hardware. Findings that concern a domain or requester mark that domain;
-    /// findings about a unit mark every domain on it; an entry of somebody else's is simply cleared at adoption.
+    /// Holds the handover against the running hardware. Findings about a domain, or about an entry that leads to it, mark
+    /// that domain; findings about the context entry or the PASID directory of a requester in scalable mode mark the
+    /// requester; findings about a unit mark every domain on it; an entry of somebody else's is simply cleared at adoption.
     ///
     /// # Errors
-    /// The auditor cannot read what was opened: nothing may be adopted.
+    /// [`CheckError`]: nothing may be adopted.
     pub fn check<H: Host>(
         mut self,
         host: &H,
         scratch: &mut audit::Scratch<'_>,
-        findings: &mut dyn FnMut(audit::Finding),
-    ) -> Result<Checked<'s>, audit::Unreadable> {
+        findings: &mut dyn FnMut(Finding),
+    ) -> Result<Checked<'s>, CheckError> {
+        self.adoptable_by(&host.adoptable()).map_err(CheckError::NotAdoptable)?;
         let mut violations = 0;
         let fdt = self.fdt;
         let report = run_audit(host, fdt, audit::Stage::Arrived, scratch, &mut |finding| {
             violations += 1;
             self.mark(&finding);
             findings(finding);
-        })?;
+        });
+        let report = report.map_err(CheckError::Unreadable)?;
         Ok(Checked { opened: self, report, violations })
     }
 
-    /// Marks the domains that a finding speaks against.
-    fn mark(&mut self, finding: &audit::Finding) {
+    /// Marks what a finding speaks against.
+    fn mark(&mut self, finding: &Finding) {
         if interrupts::is_harmless(finding) {
             return;
         }
+        match finding.what {
+            // Somebody else's entries, cleared at adoption.
+            What::PasidNotListed { .. } | What::PasidTableNotListed { .. } => return,
+            // Explained by a finding before.
+            What::Differs { item: Item::UnitDigest, .. } if finding.requester.is_some() => return,
+            _ => {}
+        }
+        let owner = finding.requester.and_then(|r| self.book.owners(r.segment, r.source).next());
+        let owner = owner.map(|(index, kept)| (index, *kept));
+        if let Some((_, kept)) = owner.filter(|(_, k)| k.entry.directory().is_some()) {
+            // What leads to the PASIDs is wrong: all of them, whatever their domains.
+            if finding.domain.is_none() || self.leads_to_pasids(PhysAddr::new(finding.at).frame()) {
+                return self.block_requester(&kept);
+            }
+        }
         let domain = finding.domain.and_then(|token| self.book.domains.find(|d| d.token.0 == token));
-        let owner =
-            finding.requester.and_then(|r| self.book.owners(r.segment, r.source).next()).map(|k| k.domain);
-        if let Some(index) = domain.map(|(i, _)| i).or(owner) {
+        if let Some(index) = domain.map(|(i, _)| i).or(owner.map(|(_, k)| k.domain)) {
             return self.block(|_, other| other == index);
         }
         if finding.requester.is_some() {
@@ -143,13 +120,31 @@ impl<'s> Opened<'s> {
         }
     }
 
-    /// Marks every domain that `which` holds for.
+    /// Whether a frame holds context entries or a PASID directory of the handover.
+    fn leads_to_pasids(&self, frame: Frame) -> bool {
+        let context = self.book.contexts.find(|c| c.table.frame() == frame);
+        let directory = || self.book.pasid_runs.find(|r| r.first_pasid.is_none() && r.extent.contains(frame));
+        context.is_some() || directory().is_some()
+    }
+
+    /// Marks every domain that `which` holds for, and those that lie below them.
     fn block(&mut self, which: impl Fn(&Book<'_>, usize) -> bool) {
         for index in 0..self.book.domains.capacity() {
-            if which(&self.book, index) {
+            let parent = self.book.domains.get(index).and_then(|d| d.parent);
+            if which(&self.book, index) || parent.is_some_and(|parent| which(&self.book, parent)) {
                 if let Some(domain) = self.book.domains.get_mut(index) {
                     domain.state = DomainState::Blocked;
                 }
+            }
+        }
+    }
+
+    /// Marks all PASIDs of a requester, and of those that share its directory.
+    fn block_requester(&mut self, kept: &Kept) {
+        for index in 0..self.book.attachments.capacity() {
+            let owner = self.book.attachments.get(index).and_then(|a| self.book.requesters.get(a.requester));
+            if owner.is_some_and(|owner| owner.shares(kept)) {
+                self.book.attachments.get_mut(index).into_iter().for_each(|a| a.blocked = true);
             }
         }
     }
@@ -200,21 +195,25 @@ impl<'s> Checked<'s> {
         for (_, domain) in book.domains.iter().filter(|(_, d)| d.state == DomainState::Blocked) {
             report(AdoptEvent::Blocked(domain.token));
         }
+        let failed = |i| book.attachments_of(i).any(|(_, a)| a.blocked);
+        for (_, kept) in book.requesters.iter().filter(|(i, _)| failed(*i)) {
+            report(AdoptEvent::RequesterBlocked(kept.token));
+        }
         let mut forgotten = true;
         for (index, kept) in book.units.iter() {
             let Some(unit) = host.unit(kept.id) else {
                 forgotten = false;
                 continue;
             };
-            let keep = |kept: &Kept| is_sound(book.domains.get(kept.domain));
+            let keep = |attached: &Attached| book.is_sound(attached);
             let report_entry = &mut |event| {
                 forgotten &= is_done(&event);
                 report(AdoptEvent::Entry(event));
             };
+            let keep_interrupts = |requester: usize, _: &Kept| book.is_any_sound(requester);
             unit.locked(ctx, |atomic| {
                 prune(host, book, Some(index), unit, atomic, &keep, report_entry);
-                let keep = |_: usize, kept: &Kept| keep(kept);
-                interrupts::prune(host, book, Some(index), unit, atomic, &keep, report_entry);
+                interrupts::prune(host, book, Some(index), unit, atomic, &keep_interrupts, report_entry);
             });
             report(AdoptEvent::Adopted(kept.id));
         }
@@ -227,284 +226,37 @@ impl<'s> Checked<'s> {
         reserve: &mut dyn FnMut(UnitId, DomainId) -> bool,
         report: &mut dyn FnMut(AdoptEvent),
     ) {
-        for index in 0..self.opened.book.requesters.capacity() {
+        for index in 0..self.opened.book.attachments.capacity() {
             let book = &self.opened.book;
-            let Some(kept) = book.requesters.get(index).copied() else { continue };
-            let first = book.requesters.find(|k| k.unit == kept.unit && k.domain == kept.domain);
+            let Some(kept) = book.attachments.get(index).copied() else { continue };
+            let first = book.attachments.find(|a| (a.unit, a.domain) == (kept.unit, kept.domain));
             let Some(unit) = book.units.get(kept.unit).map(|u| u.id) else { continue };
-            // Several requesters of one domain share its id: it is reserved once.
+            // All that lead to one domain share its id: it is reserved once.
             if first.is_none_or(|(i, _)| i != index) || host.unit(unit).is_none() {
                 continue;
             }
-            if !reserve(unit, kept.entry.domain_id()) {
-                report(AdoptEvent::DomainIdTaken(unit, kept.entry.domain_id()));
+            if !reserve(unit, kept.domain_id) {
+                report(AdoptEvent::DomainIdTaken(unit, kept.domain_id));
                 self.opened.block(|_, domain| domain == kept.domain);
             }
         }
     }
 }
 
-fn is_sound(domain: Option<&Domain>) -> bool {
-    domain.is_some_and(|d| d.state != DomainState::Blocked)
+impl Book<'_> {
+    /// Whether a PASID and all that it leads to passed the checks.
+    pub(crate) fn is_sound(&self, attached: &Attached) -> bool {
+        let sound = |index: usize| self.domains.get(index).is_some_and(|d| d.state != DomainState::Blocked);
+        !attached.blocked && sound(attached.domain) && attached.parent.is_none_or(sound)
+    }
+
+    /// Whether any PASID of the requester at `index` passed the checks.
+    pub(crate) fn is_any_sound(&self, index: usize) -> bool {
+        self.attachments_of(index).any(|(_, a)| self.is_sound(a))
+    }
 }
 
 /// Whether hardware will not use what the event speaks of any more.
-fn is_done(event: &CutOffEvent) -> bool {
+pub(crate) fn is_done(event: &CutOffEvent) -> bool {
     !matches!(event, CutOffEvent::NotConfirmed(_) | CutOffEvent::Unreachable(_))
-}
-
-/// An adopted handover, until [`Incoming::finish`].
-#[derive(Debug)]
-pub struct Incoming<'h, 's, H: Host> {
-    host: &'h H,
-    opened: Opened<'s>,
-    /// Every unit confirmed that it forgot what adoption cleared.
-    forgotten: bool,
-}
-
-impl<'s, H: Host> Incoming<'_, 's, H> {
-    /// The memory region under `token`.
-    ///
-    /// # Errors
-    /// [`RetrieveError`].
-    pub fn retrieve_region(&mut self, token: Token) -> Result<Extent, RetrieveError> {
-        let index = self.opened.book.region_named(token);
-        let region = index.and_then(|i| self.opened.book.regions.get_mut(i));
-        let region = region.ok_or(RetrieveError::Unknown(token))?;
-        if region.retrieved {
-            return Err(RetrieveError::Twice(token));
-        }
-        region.retrieved = true;
-        Ok(region.extent)
-    }
-
-    /// The domain under `token`; `run` is called with every run of its table frames, `id` with its id on each unit.
-    ///
-    /// # Errors
-    /// [`RetrieveError`]; neither is called then.
-    pub fn retrieve_domain(
-        &mut self,
-        token: Token,
-        run: &mut dyn FnMut(Extent),
-        id: &mut dyn FnMut(UnitId, DomainId),
-    ) -> Result<RetrievedDomain, RetrieveError> {
-        let book = &mut self.opened.book;
-        let index = book.domains.find(|d| d.token == token).map(|(i, _)| i);
-        let index = index.ok_or(RetrieveError::Unknown(token))?;
-        let domain = book.domains.get_mut(index).ok_or(RetrieveError::Unknown(token))?;
-        match domain.state {
-            DomainState::Kept => domain.state = DomainState::Retrieved,
-            DomainState::Retrieved => return Err(RetrieveError::Twice(token)),
-            DomainState::Blocked => return Err(RetrieveError::Blocked(token)),
-        }
-        let (top_table, levels) = (domain.top_table, domain.levels);
-        book.tables.iter().filter(|t| t.domain == index).for_each(|t| run(t.extent));
-        for (unit_index, unit) in book.units.iter() {
-            let user = book.requesters.find(|k| k.unit == unit_index && k.domain == index);
-            if let Some((_, kept)) = user {
-                id(unit.id, kept.entry.domain_id());
-            }
-        }
-        Ok(RetrievedDomain { token, top_table, levels })
-    }
-
-    /// The requester under `token`, with `alias` called for each alias.
-    ///
-    /// # Errors
-    /// [`RetrieveError`].
-    pub fn retrieve_requester(
-        &mut self,
-        token: Token,
-        alias: &mut dyn FnMut(spec::SourceId),
-    ) -> Result<RetrievedRequester, RetrieveError> {
-        let book = &mut self.opened.book;
-        let found = book.requesters.find(|k| k.token == token).map(|(i, k)| (i, *k));
-        let (index, kept) = found.ok_or(RetrieveError::Unknown(token))?;
-        let domain = *book.domains.get(kept.domain).ok_or(RetrieveError::Unknown(token))?;
-        match domain.state {
-            _ if kept.retrieved => return Err(RetrieveError::Twice(token)),
-            DomainState::Blocked => return Err(RetrieveError::Blocked(token)),
-            DomainState::Kept => {
-                return Err(RetrieveError::DomainFirst { requester: kept.requester, domain: domain.token });
-            }
-            DomainState::Retrieved => {}
-        }
-        if let Some(entry) = book.requesters.get_mut(index) {
-            entry.retrieved = true;
-        }
-        book.aliases.iter().filter(|(_, a)| a.requester == index).for_each(|(_, a)| alias(a.source));
-        Ok(RetrievedRequester {
-            token,
-            requester: kept.requester,
-            domain: domain.token,
-            domain_id: kept.entry.domain_id(),
-            unit: book.units.get(kept.unit).map(|u| u.id).unwrap_or_default(),
-        })
-    }
-
-    /// Calls `f` with the index and the words of every interrupt entry of the requester under `token`, which was retrieved
-    /// before: they are in place and in use. Says how many there are.
-    ///
-    /// # Errors
-    /// [`RetrieveError::Unknown`], also of a requester that was not retrieved.
-    pub fn retrieve_interrupts(
-        &self,
-        token: Token,
-        f: &mut dyn FnMut(u16, [u64; 2]),
-    ) -> Result<u32, RetrieveError> {
-        let book = &self.opened.book;
-        let found = book.requesters.find(|k| k.token == token && k.retrieved);
-        let (index, kept) = found.ok_or(RetrieveError::Unknown(token))?;
-        Ok(interrupts::of_requester(self.host, book, index, kept.unit, f))
-    }
-
-    /// Calls `f` with the tokens of everything handed over: regions, domains, requesters.
-    pub fn for_each_token(&self, f: &mut dyn FnMut(Token)) {
-        self.opened.book.regions.iter().for_each(|r| f(r.token));
-        self.opened.book.domains.iter().for_each(|(_, d)| f(d.token));
-        self.opened.book.requesters.iter().for_each(|(_, k)| f(k.token));
-    }
-
-    /// What was opened: regions, domains, requesters, units, as they were handed over.
-    #[must_use]
-    pub fn opened(&self) -> &Opened<'s> {
-        &self.opened
-    }
-
-    /// Whether the domain under `token` failed its checks.
-    #[must_use]
-    pub fn is_blocked(&self, token: Token) -> bool {
-        self.opened.book.domains.find(|d| d.token == token && d.state == DomainState::Blocked).is_some()
-    }
-
-    /// Ownership is normal again. Whoever was not retrieved is cut off first; then the frames of what was not retrieved
-    /// and of the handover itself go back to the host, unless a retrieved domain still maps them or hardware did not
-    /// confirm that it forgot. Root and context tables stay with the units' driver. Says how many requesters were cut
-    /// off.
-    pub fn finish(mut self, ctx: &mut MaySleep, report: &mut dyn FnMut(CutOffEvent)) -> u32 {
-        let (host, book) = (self.host, &self.opened.book);
-        let mut cut = 0;
-        let mut forgotten = true;
-        let report = &mut |event| {
-            forgotten &= is_done(&event);
-            report(event);
-        };
-        let left = |k: &Kept| !k.retrieved && is_sound(book.domains.get(k.domain));
-        for (index, kept) in book.requesters.iter().filter(|(_, k)| left(k)) {
-            let Some(unit) = book.units.get(kept.unit).and_then(|u| host.unit(u.id)) else { continue };
-            unit.locked(ctx, |atomic| {
-                book.for_each_source(index, &mut |source| {
-                    // An alias that somebody retrieved shares stays.
-                    if !book.owners(kept.requester.segment, source).any(|k| k.retrieved) {
-                        cut_off_one(host, unit, atomic, kept, source, report);
-                    }
-                });
-            });
-            cut += 1;
-        }
-        let keep = |_: usize, k: &Kept| k.retrieved && is_sound(book.domains.get(k.domain));
-        interrupts::finish(host, book, ctx, &keep, report);
-        if !self.forgotten {
-            self.forget_again(ctx, report);
-        }
-        if forgotten {
-            self.give_back(ctx);
-        }
-        cut
-    }
-
-    /// Asks every unit once more to forget what adoption cleared. A unit that is missing cannot.
-    fn forget_again(&self, ctx: &mut MaySleep, report: &mut dyn FnMut(CutOffEvent)) {
-        for (_, kept) in self.opened.book.units.iter() {
-            let missing =
-                TimedOut { unit: kept.id, what: "invalidation of a unit that is missing", waited: 0 };
-            let done = match self.host.unit(kept.id) {
-                Some(unit) => unit.locked(ctx, |atomic| {
-                    let done = unit.forget(atomic, Forget::Everything).map(drop);
-                    done.and(interrupts::forget_again(unit, atomic))
-                }),
-                None => Err(missing),
-            };
-            report(match done {
-                Ok(()) => CutOffEvent::Confirmed(kept.id),
-                Err(timed_out) => CutOffEvent::NotConfirmed(timed_out),
-            });
-        }
-    }
-
-    /// Gives back the frames of everything that was not retrieved and that no retrieved domain maps.
-    fn give_back(&mut self, ctx: &mut MaySleep) {
-        self.mark_mapped();
-        let (host, book) = (self.host, &self.opened.book);
-        for run in book.tables.iter() {
-            let retrieved = book.domains.get(run.domain).is_some_and(|d| d.state == DomainState::Retrieved);
-            if !retrieved {
-                host.give_back(ctx, run.extent);
-            }
-        }
-        for region in book.regions.iter().filter(|r| r.is_left() && !r.mapped) {
-            host.give_back(ctx, region.extent);
-        }
-        if let Some(container) = self.opened.container() {
-            host.give_back(ctx, container);
-        }
-    }
-
-    /// Marks the regions that a retrieved domain maps: one walk over each, whatever the number of regions. Tables that
-    /// cannot be read count as mapping everything.
-    fn mark_mapped(&mut self) {
-        let (host, book) = (self.host, &mut self.opened.book);
-        if !book.regions.iter().any(Region::is_left) {
-            return;
-        }
-        book.regions.sort();
-        let regions = &mut book.regions;
-        for (_, domain) in book.domains.iter().filter(|(_, d)| d.state == DomainState::Retrieved) {
-            let over = |at| NoMemory { at };
-            let walked = walk::walk(host, domain.top_table, domain.levels, MAX_TABLES, over, &mut |visit| {
-                if let Visit::Leaf(_, target) = visit {
-                    mark(regions, target);
-                }
-                Ok(())
-            });
-            if walked.is_err() {
-                regions.iter_mut().for_each(|r| r.mapped = true);
-            }
-        }
-    }
-}
-
-/// Marks every region that shares a frame with `target`.
-fn mark(regions: &mut List<'_, Region>, target: Extent) {
-    let Some(first) = regions.overlapping(target) else { return };
-    for index in first.. {
-        match regions.get_mut(index).filter(|r| r.extent.overlaps(target)) {
-            Some(region) => region.mapped = true,
-            None => break,
-        }
-    }
-}
-
-/// Clears one source-id's entry: present bit, forget, wipe. An entry that is not the sealed one any more stays alone.
-fn cut_off_one<H: Host>(
-    host: &H,
-    unit: &H::Unit,
-    atomic: &Atomic,
-    kept: &Kept,
-    source: spec::SourceId,
-    report: &mut dyn FnMut(CutOffEvent),
-) {
-    let requester = Requester::new(kept.requester.segment, source);
-    let done = roots::find(host, unit.root().table(), source).and_then(|found| {
-        let Some((table, entry)) = found.filter(|(_, e)| *e == kept.entry) else { return Ok(()) };
-        let at = table.plus(ENTRY_BYTES * u64::from(source.devfn()));
-        roots::clear_present(host, at)?;
-        report(CutOffEvent::Cleared { requester, entry });
-        match unit.forget(atomic, Forget::Requester { source, domain: entry.domain_id() }) {
-            Ok(_) => report(CutOffEvent::Confirmed(unit.id())),
-            Err(timed_out) => report(CutOffEvent::NotConfirmed(timed_out)),
-        }
-        roots::wipe(host, at)
-    });
-    done.unwrap_or_else(|e| report(CutOffEvent::Unreachable(e)));
 }

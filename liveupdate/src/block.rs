@@ -16,6 +16,8 @@ pub fn block_all<H: Host>(host: &H, ctx: &mut MaySleep, report: &mut dyn FnMut(C
         domains: &mut [],
         tables: &mut [],
         requesters: &mut [],
+        attachments: &mut [],
+        pasid_runs: &mut [],
         aliases: &mut [],
         units: &mut [],
         contexts: &mut [],

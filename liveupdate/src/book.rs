@@ -5,10 +5,12 @@
 //! side out of a handover; freeze, cut-off and adoption only read it.
 
 use crate::list::{List, Located};
+use crate::mode::{Context, Mode, Place};
 use crate::pool::Pool;
-use spec::context::ContextEntry;
+use crate::walk::Tree;
 use spec::regs::Irta;
-use spec::{Extent, PhysAddr, Requester, Segment, SourceId, UnitId};
+use spec::scalable::{PASID_TABLE_ENTRIES, PasidEntry};
+use spec::{DomainId, Extent, PhysAddr, Requester, Segment, SourceId, UnitId};
 
 /// The name under which the next kernel finds something. Unique among everything preserved; 64 bits, never cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +62,15 @@ impl Located for Region {
     }
 }
 
+/// Which kind of tables a domain has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Second-stage tables (VT-d 9.8), of 3 to 5 levels.
+    Second,
+    /// First-stage tables (VT-d 9.7), of 4 or 5 levels. Only in scalable mode.
+    First,
+}
+
 /// A preserved domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Domain {
@@ -67,8 +78,12 @@ pub struct Domain {
     pub token: Token,
     /// Its top table.
     pub top_table: PhysAddr,
+    /// Which kind of tables it has.
+    pub stage: Stage,
     /// Levels of its tables: 3, 4 or 5.
     pub levels: u8,
+    /// The second stage that its tables lie below (nested): what they point with are addresses of that domain.
+    pub(crate) parent: Option<usize>,
     pub(crate) state: DomainState,
 }
 
@@ -89,6 +104,8 @@ pub struct TableRun {
     pub(crate) domain: usize,
     /// The frames.
     pub extent: Extent,
+    /// The frames are part of a preserved region: a guest's own tables, in its memory.
+    pub(crate) in_region: bool,
 }
 
 impl Located for TableRun {
@@ -105,10 +122,71 @@ pub struct Kept {
     /// Who it is.
     pub requester: Requester,
     /// Its context entry.
-    pub entry: ContextEntry,
+    pub entry: Context,
+    /// Id of the domain of its requests without PASID.
+    pub domain_id: DomainId,
     pub(crate) unit: usize,
+    /// The domain of its requests without PASID.
     pub(crate) domain: usize,
     pub(crate) retrieved: bool,
+}
+
+impl Kept {
+    /// The PASID that its requests without PASID take; 0 in legacy mode.
+    #[must_use]
+    pub const fn rid_pasid(&self) -> u32 {
+        match self.entry {
+            Context::Legacy(_) => 0,
+            Context::Scalable(entry) => entry.rid_pasid() as u32,
+        }
+    }
+
+    /// Whether it has the same PASID directory as `other`, or is `other` itself.
+    pub(crate) fn shares(&self, other: &Self) -> bool {
+        let same = self.entry.directory().is_some() && self.entry.directory() == other.entry.directory();
+        self.requester == other.requester || (same && self.unit == other.unit)
+    }
+}
+
+/// One PASID of a preserved requester, and the domain that it leads to. In legacy mode a requester has one, PASID 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attached {
+    /// The PASID.
+    pub pasid: u32,
+    /// Its PASID entry; zero in legacy mode.
+    pub entry: PasidEntry,
+    /// The domain id in the entry.
+    pub domain_id: DomainId,
+    pub(crate) requester: usize,
+    pub(crate) unit: usize,
+    /// The domain whose tables the entry leads to; of a nested entry, that of the first stage.
+    pub(crate) domain: usize,
+    /// Of a nested entry, the domain of the second stage.
+    pub(crate) parent: Option<usize>,
+    /// At adoption: it failed its checks, or its requester did.
+    pub(crate) blocked: bool,
+    pub(crate) retrieved: bool,
+}
+
+impl Attached {
+    /// Whether hardware walks tables of the domain at `domain` for it.
+    pub(crate) fn uses(&self, domain: usize) -> bool {
+        self.domain == domain || self.parent == Some(domain)
+    }
+}
+
+/// A PASID directory or PASID table with a preserved PASID in it. Requesters that share an alias share theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PasidRun {
+    pub(crate) unit: usize,
+    /// The directory, also of a table.
+    pub(crate) directory: PhysAddr,
+    /// The first PASID of a table; none for the directory.
+    pub(crate) first_pasid: Option<u32>,
+    /// The frames.
+    pub extent: Extent,
+    /// Outgoing: preserved requesters of the directory, or preserved PASIDs in the table. Incoming: how often it is listed.
+    pub(crate) users: u32,
 }
 
 /// Another source-id of a preserved requester.
@@ -126,6 +204,8 @@ pub struct KeptUnit {
     pub id: UnitId,
     /// Its root table.
     pub root: PhysAddr,
+    /// The mode that it runs in.
+    pub mode: Mode,
     /// Its interrupt remapping table; `None` when it remaps no interrupts.
     pub interrupts: Option<Irta>,
     /// How many preserved requesters it has.
@@ -138,6 +218,8 @@ pub struct ContextRun {
     pub(crate) unit: usize,
     /// Its bus.
     pub bus: u8,
+    /// 0 for the lower half of the bus, and in legacy mode for all of it; 1 for the upper half.
+    pub half: u8,
     /// Where it lies.
     pub table: PhysAddr,
     /// How many source-ids of preserved requesters lie in it.
@@ -155,14 +237,18 @@ pub struct Storage<'s> {
     pub tables: &'s mut [Option<TableRun>],
     /// Requesters.
     pub requesters: &'s mut [Option<Kept>],
+    /// PASIDs of requesters: at least one for each requester, also in legacy mode.
+    pub attachments: &'s mut [Option<Attached>],
+    /// PASID directories and tables; none are needed in legacy mode.
+    pub pasid_runs: &'s mut [Option<PasidRun>],
     /// Aliases of requesters.
     pub aliases: &'s mut [Option<AliasOf>],
     /// Units.
     pub units: &'s mut [Option<KeptUnit>],
     /// Context tables.
     pub contexts: &'s mut [Option<ContextRun>],
-    /// Working room to sort all preserved runs: as many as regions, table runs, context tables and units (twice:
-    /// interrupt tables) together, and one more.
+    /// Working room to sort all preserved runs: as many as regions, table runs, PASID structures, context tables and units
+    /// (twice: interrupt tables) together, and one more.
     pub runs: &'s mut [Option<Extent>],
 }
 
@@ -173,6 +259,8 @@ pub(crate) struct Book<'s> {
     pub(crate) domains: Pool<'s, Domain>,
     pub(crate) tables: List<'s, TableRun>,
     pub(crate) requesters: Pool<'s, Kept>,
+    pub(crate) attachments: Pool<'s, Attached>,
+    pub(crate) pasid_runs: Pool<'s, PasidRun>,
     pub(crate) aliases: Pool<'s, AliasOf>,
     pub(crate) units: Pool<'s, KeptUnit>,
     pub(crate) contexts: Pool<'s, ContextRun>,
@@ -186,11 +274,25 @@ impl<'s> Book<'s> {
             domains: Pool::new(storage.domains, "domains"),
             tables: List::new(storage.tables, "runs of table frames"),
             requesters: Pool::new(storage.requesters, "requesters"),
+            attachments: Pool::new(storage.attachments, "PASIDs of requesters"),
+            pasid_runs: Pool::new(storage.pasid_runs, "PASID directories and tables"),
             aliases: Pool::new(storage.aliases, "aliases"),
             units: Pool::new(storage.units, "units"),
             contexts: Pool::new(storage.contexts, "context tables"),
             runs: storage.runs,
         }
+    }
+
+    /// The tables of a domain, for a walk.
+    pub(crate) fn tree(&self, domain: &Domain) -> Tree {
+        let parent = domain.parent.and_then(|i| self.domains.get(i)).map(|p| (p.top_table, p.levels));
+        Tree { parent, ..Tree::alone(domain) }
+    }
+
+    /// Whether `extent` lies in preserved memory entirely.
+    pub(crate) fn in_memory_region(&self, extent: Extent) -> bool {
+        let first = self.regions.overlapping(extent).and_then(|i| self.regions.get(i));
+        first.is_some_and(|r| r.kind == RegionKind::Memory) && self.declared_around(extent).is_some()
     }
 
     /// Whether anything preserved has this name.
@@ -210,13 +312,13 @@ impl<'s> Book<'s> {
         self.regions.get(index).filter(|r| r.token == token).map(|_| index)
     }
 
-    /// The preserved requesters that own `source` on `segment`, itself or by an alias. Several may share an alias: those
-    /// behind one bridge, whose domain is one too.
-    pub(crate) fn owners(&self, segment: Segment, source: SourceId) -> impl Iterator<Item = &Kept> {
-        let own = self.requesters.iter().map(|(_, k)| k).filter(move |k| k.requester.source == source);
+    /// The preserved requesters that own `source` on `segment`, itself or by an alias, with their indices. Several may share
+    /// an alias: those behind one bridge, whose entry is one too.
+    pub(crate) fn owners(&self, segment: Segment, source: SourceId) -> impl Iterator<Item = (usize, &Kept)> {
+        let own = self.requesters.iter().filter(move |(_, k)| k.requester.source == source);
         let aliases = self.aliases.iter().filter(move |(_, a)| a.source == source);
-        let by_alias = aliases.filter_map(|(_, a)| self.requesters.get(a.requester));
-        own.chain(by_alias).filter(move |k| k.requester.segment == segment)
+        let by_alias = aliases.filter_map(|(_, a)| Some((a.requester, self.requesters.get(a.requester)?)));
+        own.chain(by_alias).filter(move |(_, k)| k.requester.segment == segment)
     }
 
     /// Whether anybody preserved owns `source` on `segment`.
@@ -229,14 +331,52 @@ impl<'s> Book<'s> {
         self.requesters.find(|k| k.requester == requester).is_some()
     }
 
-    /// Whether a requester of the domain at `domain` lives on the unit at `unit`.
+    /// Whether hardware walks tables of the domain at `domain` for a requester of the unit at `unit`.
     pub(crate) fn uses(&self, unit: usize, domain: usize) -> bool {
-        self.requesters.find(|k| k.unit == unit && k.domain == domain).is_some()
+        self.attachments.find(|a| a.unit == unit && a.uses(domain)).is_some()
     }
 
-    /// The preserved context table of `bus` on the unit at `unit`.
-    pub(crate) fn context_of(&self, unit: usize, bus: u8) -> Option<(usize, &ContextRun)> {
-        self.contexts.find(|c| c.unit == unit && c.bus == bus)
+    /// The preserved context table of `place` on the unit at `unit`.
+    pub(crate) fn context_of(&self, unit: usize, place: Place) -> Option<(usize, &ContextRun)> {
+        self.contexts.find(|c| c.unit == unit && (c.bus, c.half) == (place.bus, place.half))
+    }
+
+    /// The preserved context table that a source-id's entry lies in, on the unit at `unit`.
+    pub(crate) fn context_for(&self, unit: usize, source: SourceId) -> Option<(usize, &ContextRun)> {
+        let mode = self.units.get(unit)?.mode;
+        self.context_of(unit, mode.place(source))
+    }
+
+    /// The PASIDs of the requester at `index`.
+    pub(crate) fn attachments_of(&self, index: usize) -> impl Iterator<Item = (usize, &Attached)> {
+        self.attachments.iter().filter(move |(_, a)| a.requester == index)
+    }
+
+    /// The PASIDs that are preserved in the directory at `directory` on the unit at `unit`, of whichever requester.
+    pub(crate) fn attachments_in(&self, unit: usize, directory: PhysAddr) -> impl Iterator<Item = &Attached> {
+        let owner = move |a: &Attached| self.requesters.get(a.requester).and_then(|k| k.entry.directory());
+        let own = self.attachments.iter().map(|(_, a)| a).filter(move |a| a.unit == unit);
+        own.filter(move |a| owner(a) == Some(directory))
+    }
+
+    /// The preserved PASID directory (`first_pasid` none) or PASID table, on the unit at `unit`.
+    pub(crate) fn pasid_run(
+        &self,
+        unit: usize,
+        directory: PhysAddr,
+        first_pasid: Option<u32>,
+    ) -> Option<(usize, &PasidRun)> {
+        let same = |r: &PasidRun| (r.unit, r.directory, r.first_pasid) == (unit, directory, first_pasid);
+        self.pasid_runs.find(same)
+    }
+
+    /// The context entry that leads to a preserved PASID directory: that of its requesters.
+    pub(crate) fn context_to(&self, run: &PasidRun) -> Option<spec::scalable::ScalableContextEntry> {
+        let user = |k: &Kept| k.unit == run.unit && k.entry.directory() == Some(run.directory);
+        match self.requesters.find(user)?.1.entry {
+            Context::Scalable(entry) => Some(entry),
+            Context::Legacy(_) => None,
+        }
     }
 
     /// Calls `f` with every source-id under which the requester at `index` is known: its own first.
@@ -253,16 +393,18 @@ impl<'s> Book<'s> {
     pub(crate) fn in_the_way(&self, extent: Extent) -> Option<Extent> {
         let region = self.regions.overlapping(extent).and_then(|i| self.regions.get(i)).map(|r| r.extent);
         let table = || self.tables.overlapping(extent).and_then(|i| self.tables.get(i)).map(|t| t.extent);
-        let single = |at: PhysAddr| Extent::one(at.frame());
         let interrupts = || self.units.iter().filter_map(|(_, u)| crate::interrupts::frames(u));
         let interrupts = || interrupts().find(|frames| frames.overlaps(extent));
-        region.or_else(table).or_else(|| self.single_table_in(extent).map(single)).or_else(interrupts)
+        region.or_else(table).or_else(|| self.unit_table_in(extent)).or_else(interrupts)
     }
 
-    /// A root or context table that lies in `extent`.
-    pub(crate) fn single_table_in(&self, extent: Extent) -> Option<PhysAddr> {
+    /// A root, context or PASID table or PASID directory that shares a frame with `extent`.
+    pub(crate) fn unit_table_in(&self, extent: Extent) -> Option<Extent> {
         let context = self.contexts.find(|c| extent.contains(c.table.frame())).map(|(_, c)| c.table);
-        context.or_else(|| self.units.find(|u| extent.contains(u.root.frame())).map(|(_, u)| u.root))
+        let single =
+            context.or_else(|| self.units.find(|u| extent.contains(u.root.frame())).map(|(_, u)| u.root));
+        let pasids = || self.pasid_runs.find(|r| r.extent.overlaps(extent)).map(|(_, r)| r.extent);
+        single.map(|at| Extent::one(at.frame())).or_else(pasids)
     }
 
     /// The declared range that `extent` lies in entirely: one region, or several of one kind that touch.
@@ -288,16 +430,23 @@ impl<'s> Book<'s> {
         let room = self.runs.len();
         let full = crate::error::Full { what: "runs of preserved frames", capacity: room };
         let regions = self.regions.iter().filter(|r| r.kind == RegionKind::Memory).map(|r| r.extent);
-        let tables = self.tables.iter().map(|t| t.extent);
+        let tables = self.tables.iter().filter(|t| !t.in_region).map(|t| t.extent);
+        let pasids = self.pasid_runs.iter().map(|(_, r)| r.extent);
         let roots = self.units.iter().map(|(_, u)| Extent::one(u.root.frame()));
         let contexts = self.contexts.iter().map(|(_, c)| Extent::one(c.table.frame()));
         let interrupts = self.units.iter().filter_map(|(_, u)| crate::interrupts::frames(u));
         let mut count = 0;
-        for run in regions.chain(tables).chain(roots).chain(contexts).chain(interrupts).chain(more) {
+        let of_units = roots.chain(contexts).chain(pasids).chain(interrupts);
+        for run in regions.chain(tables).chain(of_units).chain(more) {
             *self.runs.get_mut(count).ok_or(full)? = Some(run);
             count += 1;
         }
         self.runs[..count].sort_unstable();
         Ok(count)
     }
+}
+
+/// The first PASID of the PASID table that holds `pasid`.
+pub(crate) const fn first_of_table(pasid: u32) -> u32 {
+    pasid - pasid % PASID_TABLE_ENTRIES as u32
 }

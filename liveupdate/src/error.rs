@@ -1,5 +1,6 @@
 //! What can go wrong before the point of no return, each with the facts that name it.
 
+use crate::adoptable::NotAdoptable;
 use crate::book::Token;
 use crate::host::{KeepError, NoMemory};
 use core::fmt;
@@ -35,8 +36,17 @@ pub enum PreserveError {
         /// Where it points.
         target: Extent,
     },
-    /// The domain's tables are deeper or shallower than second-stage tables can be.
+    /// The domain's tables are deeper or shallower than tables of its stage can be.
     Levels(u8),
+    /// No domain is preserved under the token that was named as parent, or none that a first stage can lie below.
+    NoParent(Token),
+    /// The domain points with an address that its parent does not translate.
+    BeyondParent {
+        /// The address.
+        address: Iova,
+        /// Top table of the domain.
+        top_table: PhysAddr,
+    },
     /// A table of the domain lies outside the runs that the host listed.
     TableNotListed(PhysAddr),
     /// The same table is reached twice: the tables are no tree, or two buses or units share one.
@@ -47,17 +57,44 @@ pub enum PreserveError {
     NotPciFunction(Requester),
     /// No unit translates for the requester.
     NoUnit(Requester),
-    /// The unit does not translate (TES is 0), or not in legacy mode.
+    /// The unit does not translate: TES is 0, or its mode is one without tables.
     UnitNotTranslating(UnitId),
+    /// The requester has a device-TLB or page requests enabled (scalable mode), which cannot be preserved yet.
+    DeviceTlb(Requester),
+    /// The PASID has no entry that is present, or the requester's PASID directory has no room for it.
+    NoPasid {
+        /// Who.
+        requester: Requester,
+        /// The PASID.
+        pasid: u32,
+    },
+    /// Hardware keeps extended accessed bits for the PASID (EAFE), which no digest provides for.
+    ExtendedAccess {
+        /// Who.
+        requester: Requester,
+        /// The PASID.
+        pasid: u32,
+    },
+    /// The requester is in legacy mode and has no PASIDs.
+    LegacyMode(Requester),
+    /// The PASID is preserved already.
+    PasidTaken {
+        /// Who.
+        requester: Requester,
+        /// The PASID.
+        pasid: u32,
+    },
+    /// No requester is preserved under this token: preserve it before its PASIDs.
+    NoRequester(Token),
     /// The requester has no domain: its context entry is not present.
     NoDomain(Requester),
     /// The requester passes untranslated and reaches all of memory (I3).
     PassThrough(Requester),
-    /// The context entry asks for something that cannot be preserved yet (device-TLB, reserved type).
+    /// The context or PASID entry asks for something that cannot be preserved yet (device-TLB, reserved type).
     Unsupported {
         /// Who.
         requester: Requester,
-        /// Its entry's translation type.
+        /// The entry's translation type.
         translation_type: u8,
     },
     /// The requester's domain is not preserved: preserve it first.
@@ -129,7 +166,30 @@ impl fmt::Display for PreserveError {
             Self::DomainTaken(at) => write!(f, "the domain with top table {at} is preserved already"),
             Self::NotPciFunction(r) => write!(f, "{r} is no PCI function and cannot be preserved"),
             Self::NoUnit(r) => write!(f, "no unit translates for {r}"),
-            Self::UnitNotTranslating(u) => write!(f, "unit {u} does not translate in legacy mode"),
+            Self::NoParent(t) => {
+                write!(f, "no second-stage domain is preserved under {t}: preserve the parent first")
+            }
+            Self::BeyondParent { address, top_table } => {
+                write!(
+                    f,
+                    "the domain with top table {top_table} points with {address}, which its parent does not translate"
+                )
+            }
+            Self::UnitNotTranslating(u) => write!(f, "unit {u} does not translate"),
+            Self::DeviceTlb(r) => write!(f, "{r} has a device-TLB or page requests enabled: disable them"),
+            Self::NoPasid { requester, pasid } => {
+                write!(f, "{requester} has no domain for PASID {pasid:#x}: attach it first")
+            }
+            Self::ExtendedAccess { requester, pasid } => {
+                write!(f, "extended accessed bits are kept for PASID {pasid:#x} of {requester}: clear EAFE")
+            }
+            Self::LegacyMode(r) => write!(f, "{r} is in legacy mode and has no PASIDs"),
+            Self::PasidTaken { requester, pasid } => {
+                write!(f, "PASID {pasid:#x} of {requester} is preserved already")
+            }
+            Self::NoRequester(t) => {
+                write!(f, "no requester is preserved under {t}: preserve it before its PASIDs")
+            }
             Self::NoDomain(r) => write!(f, "{r} has no domain: attach it first"),
             Self::PassThrough(r) => write!(f, "{r} is in pass-through and reaches all of memory"),
             Self::Unsupported { requester, translation_type } => {
@@ -200,8 +260,17 @@ pub enum UnpreserveError {
         /// Where it maps the region.
         iova: Iova,
     },
-    /// A preserved requester is attached to the domain: unpreserve it first.
+    /// A preserved requester is attached to the domain, with a PASID or without: unpreserve that first.
     DomainInUse(Requester),
+    /// The tables of a preserved domain lie below this one: unpreserve that first.
+    ParentInUse(Token),
+    /// Requests without PASID take this PASID: it goes with the requester.
+    WithoutPasid {
+        /// Who.
+        requester: Requester,
+        /// The PASID.
+        pasid: u32,
+    },
     /// The tables of a preserved domain are no longer those that were preserved: unpreserve the domain first.
     TablesChanged(Token),
     /// A table of a preserved domain cannot be read.
@@ -219,6 +288,10 @@ impl fmt::Display for UnpreserveError {
                 write!(f, "the tables of domain {domain} changed: unpreserve the domain first")
             }
             Self::DomainInUse(r) => write!(f, "{r} is attached to the domain: unpreserve it first"),
+            Self::ParentInUse(t) => write!(f, "domain {t} lies below the domain: unpreserve it first"),
+            Self::WithoutPasid { requester, pasid } => {
+                write!(f, "requests of {requester} without PASID take {pasid:#x}: unpreserve the requester")
+            }
             Self::NoMemory(e) => e.fmt(f),
         }
     }
@@ -273,6 +346,8 @@ pub enum FreezeError {
     },
     /// A preserved frame lies in the memory that the next kernel boots in (I9).
     InScratch(Frame),
+    /// The next kernel cannot adopt what is preserved (I10): preserve less, or load another one.
+    NotAdoptable(NotAdoptable),
     /// No room.
     Full(Full),
     /// The host could not give or mark frames.
@@ -302,6 +377,7 @@ impl fmt::Display for FreezeError {
                 f,
                 "interrupt entry {index:#x} of {requester} posts to {descriptor}, outside of preserved memory: preserve that"
             ),
+            Self::NotAdoptable(e) => write!(f, "the next kernel says that {e}"),
             Self::InScratch(frame) => write!(f, "preserved frame {} lies in scratch memory", frame.start()),
             Self::Full(e) => e.fmt(f),
             Self::Keep(e) => e.fmt(f),
@@ -313,6 +389,11 @@ impl fmt::Display for FreezeError {
 }
 impl core::error::Error for FreezeError {}
 
+impl From<NotAdoptable> for FreezeError {
+    fn from(e: NotAdoptable) -> Self {
+        Self::NotAdoptable(e)
+    }
+}
 impl From<Full> for FreezeError {
     fn from(e: Full) -> Self {
         Self::Full(e)

@@ -4,8 +4,10 @@
 //! own; the auditor reads it back from memory and holds it against hardware. Only then is it sealed. Whatever fails,
 //! [`Outgoing`] comes back as it was.
 
+use crate::book::first_of_table;
 use crate::error::{FreezeError, Full};
-use crate::host::{Host, KeepError, MaySleep, RequesterKind, TableMemory, Unit};
+use crate::host::{Adoptable, Host, KeepError, MaySleep, RequesterKind, TableMemory, Unit};
+use crate::mode::{Context, Mode};
 use crate::outgoing::Outgoing;
 use crate::radix;
 use crate::requester::Sources;
@@ -32,6 +34,8 @@ pub struct FreezeInput<'a> {
     pub scratch: &'a [Extent],
     /// What becomes of requesters that firmware reserved memory for and that are not preserved.
     pub reserved: ReservedMemory<'a>,
+    /// What the next kernel can take over: its image says so.
+    pub successor: Adoptable,
 }
 
 /// What becomes of a requester that firmware reserved memory for (RMRR, VT-d 8.4), that has a domain, and that nobody
@@ -113,6 +117,7 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
         findings: &mut dyn FnMut(audit::Finding),
     ) -> Result<(Container, audit::Report), FreezeError> {
         check_input(self.host, input)?;
+        self.book.adoptable_by(&input.successor)?;
         self.check_unchanged(ctx)?;
         self.check_interrupts()?;
         if let ReservedMemory::Reduced(reserved) = input.reserved {
@@ -150,7 +155,7 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
                 if !unit.status().tes() {
                     return Err(drifted("translation is off"));
                 }
-                if unit.root().table() != kept.root || unit.root().ttm() != 0 {
+                if unit.root().table() != kept.root || Mode::of(unit.root()) != Some(kept.mode) {
                     return Err(drifted("another root table or mode is in use"));
                 }
                 self.check_entries(index, unit)
@@ -170,8 +175,9 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
                 self.host.unit_for(*requester).filter(|u| self.book.units.find(|k| k.id == u.id()).is_some());
             let preserved = self.book.owners(requester.segment, requester.source).next().is_some();
             let Some(unit) = kept_unit.filter(|_| !preserved) else { continue };
+            let Some(mode) = Mode::of(unit.root()) else { continue };
             let entry =
-                unit.locked(ctx, |_| roots::find(self.host, unit.root().table(), requester.source))?;
+                unit.locked(ctx, |_| roots::find(self.host, mode, unit.root().table(), requester.source))?;
             if entry.is_some_and(|(_, entry)| entry.present()) {
                 return Err(FreezeError::Reserved { requester: *requester, region: *region });
             }
@@ -197,14 +203,25 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
 
     /// That the entries of every requester of the unit at `unit_index` are those that were preserved.
     fn check_entries(&self, unit_index: usize, unit: &H::Unit) -> Result<(), FreezeError> {
+        let Some(mode) = self.book.units.get(unit_index).map(|u| u.mode) else { return Ok(()) };
         for (index, kept) in self.book.requesters.iter().filter(|(_, k)| k.unit == unit_index) {
-            let what = "its context entry changed";
-            let drifted = FreezeError::Drifted { requester: Some(kept.requester), unit: unit.id(), what };
+            let requester = Some(kept.requester);
+            let drifted = |what| FreezeError::Drifted { requester, unit: unit.id(), what };
             for source in self.sources_at(index, kept.requester.source).iter() {
-                let table = self.book.context_of(unit_index, source.bus()).map(|(_, c)| c.table);
-                match roots::find(self.host, unit.root().table(), source)? {
+                let table = self.book.context_for(unit_index, source).map(|(_, c)| c.table);
+                match roots::find(self.host, mode, unit.root().table(), source)? {
                     Some((at, entry)) if Some(at) == table && entry == kept.entry => {}
-                    _ => return Err(drifted),
+                    _ => return Err(drifted("its context entry changed")),
+                }
+            }
+            let Context::Scalable(context) = kept.entry else { continue };
+            for (_, attached) in self.book.attachments_of(index) {
+                let first = Some(first_of_table(attached.pasid));
+                let run = self.book.pasid_run(unit_index, context.directory(), first);
+                let table = run.map(|(_, r)| r.extent.start());
+                match roots::find_pasid(self.host, context, attached.pasid)? {
+                    Some((at, entry)) if Some(at) == table && entry == attached.entry => {}
+                    _ => return Err(drifted("a PASID entry of it changed")),
                 }
             }
         }

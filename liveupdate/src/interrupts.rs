@@ -242,7 +242,7 @@ fn wipe<M: TableMemory>(memory: &M, irta: Irta, report: &mut dyn FnMut(CutOffEve
         let at = entry_at(irta, index);
         let done = load(memory, at).and_then(|words| {
             let empty = is_present(&words) || words == [0; 2];
-            if empty { Ok(()) } else { roots::wipe(memory, at) }
+            if empty { Ok(()) } else { roots::wipe(memory, at, ENTRY_BYTES) }
         });
         unreachable = unreachable.or(done.err());
     }

@@ -21,23 +21,25 @@ pub mod host;
 
 #[cfg(feature = "update")]
 mod update {
-    pub use crate::adopt::{
-        AdoptEvent, Checked, Incoming, RetrieveError, RetrievedDomain, RetrievedRequester,
-    };
+    pub use crate::adopt::{AdoptEvent, CheckError, Checked};
+    pub use crate::adoptable::NotAdoptable;
     pub use crate::block::block_all;
     pub use crate::book::{
-        AliasOf, ContextRun, Domain, Kept, KeptUnit, Region, RegionKind, Storage, TableRun, Token,
+        AliasOf, Attached, ContextRun, Domain, Kept, KeptUnit, PasidRun, Region, RegionKind, Stage, Storage,
+        TableRun, Token,
     };
     pub use crate::cutoff::CutOff;
     pub use crate::error::{FreezeError, Full, PreserveError, UnpreserveError};
     pub use crate::freeze::{
         Container, FreezeInput, MAX_SCRATCH, MAX_UNITS, NotFrozen, ReservedMemory, Sealed,
     };
+    pub use crate::mode::{Context, Mode};
     pub use crate::open::{OpenError, Opened, Part, open};
     pub use crate::outgoing::{DomainTablesOf, Outgoing, Totals};
     pub use crate::prune::CutOffEvent;
     pub use crate::radix::{MapError, for_each_preserved};
     pub use crate::requester::MAX_ALIASES;
+    pub use crate::retrieve::{Incoming, RetrieveError, RetrievedDomain, RetrievedPasid, RetrievedRequester};
 }
 #[cfg(feature = "update")]
 pub use update::*;
@@ -45,13 +47,19 @@ pub use update::*;
 #[cfg(feature = "update")]
 mod adopt;
 #[cfg(feature = "update")]
+mod adoptable;
+#[cfg(feature = "update")]
 mod block;
 #[cfg(feature = "update")]
 mod book;
 #[cfg(feature = "update")]
 mod cutoff;
 #[cfg(feature = "update")]
+mod digest;
+#[cfg(feature = "update")]
 mod error;
+#[cfg(feature = "update")]
+mod finish;
 #[cfg(feature = "update")]
 mod freeze;
 #[cfg(feature = "update")]
@@ -61,13 +69,19 @@ mod interrupts;
 #[cfg(feature = "update")]
 mod list;
 #[cfg(feature = "update")]
+mod mode;
+#[cfg(feature = "update")]
 mod open;
 #[cfg(feature = "update")]
 mod outgoing;
 #[cfg(feature = "update")]
+mod pasids;
+#[cfg(feature = "update")]
 mod pool;
 #[cfg(feature = "update")]
 mod prune;
+#[cfg(feature = "update")]
+mod prune_pasids;
 #[cfg(feature = "update")]
 mod radix;
 #[cfg(feature = "update")]
@@ -75,7 +89,11 @@ mod rate;
 #[cfg(feature = "update")]
 mod requester;
 #[cfg(feature = "update")]
+mod retrieve;
+#[cfg(feature = "update")]
 mod roots;
+#[cfg(feature = "update")]
+mod staged;
 #[cfg(feature = "update")]
 mod walk;
 #[cfg(feature = "update")]

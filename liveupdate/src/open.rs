@@ -6,27 +6,25 @@
 
 mod error;
 mod interrupts;
+mod pasids;
+mod records;
 
 pub use error::{OpenError, Part};
 
-use crate::book::{
-    AliasOf, Book, ContextRun, Domain, DomainState, Kept, KeptUnit, Region, RegionKind, Storage, TableRun,
-    Token,
-};
+use crate::adoptable::NotAdoptable;
+use crate::book::{Attached, Book, ContextRun, Domain, Kept, KeptUnit, Region, Storage};
 use crate::freeze::MAX_SCRATCH;
-use crate::host::{NoMemory, TableMemory};
+use crate::host::{Adoptable, NoMemory, TableMemory};
 use crate::radix::{self, MapError};
-use spec::context::ContextEntry;
-use spec::handover::{self, Header, RecordHeader, kind};
+use records::{BODY_WORDS, Body};
+use spec::handover::{self, Header, RecordHeader};
 use spec::kho::Root;
 use spec::xxh64::Hasher;
-use spec::{Extent, Frame, PAGE_SIZE, PhysAddr, Requester, Segment, SourceId, UnitId};
+use spec::{Extent, Frame, PAGE_SIZE, PhysAddr, UnitId};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes of an FDT that are looked at: KHO gives it one frame.
 const FDT_BYTES: usize = PAGE_SIZE as usize;
-/// Words of the largest record body that this release knows.
-const BODY_WORDS: usize = 11;
 /// Largest number of nodes that a preserved-memory map may have.
 const MAX_MAP_NODES: u64 = 1 << 18;
 
@@ -74,6 +72,7 @@ pub fn open<'s, M: TableMemory>(
     if opened.update == 0 {
         return Err(OpenError::NoRelease);
     }
+    opened.check_pasids()?;
     opened.check_apart()?;
     opened.check_tokens()?;
     Ok(opened)
@@ -122,31 +121,6 @@ fn read_header<M: TableMemory>(memory: &M, at: PhysAddr, bytes: u64) -> Result<H
     Ok(header)
 }
 
-/// The body of one record, zero-extended or cut to what this release knows.
-struct Body {
-    ordinal: u32,
-    kind: u16,
-    words: [u64; BODY_WORDS],
-}
-
-impl Body {
-    fn parse<T: FromBytes>(&self) -> Result<T, OpenError> {
-        T::read_from_prefix(self.words.as_bytes()).map(|(t, _)| t).map_err(|_| self.wrong("too short"))
-    }
-
-    fn wrong(&self, what: &'static str) -> OpenError {
-        OpenError::Record { ordinal: self.ordinal, kind: self.kind, what }
-    }
-
-    fn extent(&self, start: u64, bytes: u64) -> Result<Extent, OpenError> {
-        Extent::from_bytes(PhysAddr::new(start), bytes).ok_or(self.wrong("not a run of whole frames"))
-    }
-
-    fn table(&self, at: u64) -> Result<PhysAddr, OpenError> {
-        self.extent(at, PAGE_SIZE).map(Extent::start)
-    }
-}
-
 impl Opened<'_> {
     fn read_records<M: TableMemory>(
         &mut self,
@@ -184,6 +158,15 @@ impl Opened<'_> {
         if let Some(region) = book.regions.first_overlap().and_then(|i| book.regions.get(i + 1)) {
             return Err(OpenError::Overlap(region.extent));
         }
+        for index in 0..book.tables.len() {
+            let Some(run) = book.tables.get(index).copied() else { continue };
+            let nested = book.domains.get(run.domain).is_some_and(|d| d.parent.is_some());
+            let in_region = nested && book.in_memory_region(run.extent);
+            book.tables.get_mut(index).into_iter().for_each(|t| t.in_region = in_region);
+        }
+        if let Some(run) = book.tables.first_overlap().and_then(|i| book.tables.get(i + 1)) {
+            return Err(OpenError::Overlap(run.extent));
+        }
         let count = book.collect_runs(self.container)?;
         for pair in book.runs[..count].windows(2) {
             if let [Some(a), Some(b)] = pair {
@@ -209,196 +192,6 @@ impl Opened<'_> {
             Some(token) => Err(OpenError::TokenTwice(token)),
             None => Ok(()),
         }
-    }
-
-    /// Takes one record into the book.
-    fn take(&mut self, body: &Body) -> Result<(), OpenError> {
-        match body.kind {
-            kind::RELEASE => {
-                let record: handover::Release = body.parse()?;
-                if self.update != 0 || record.update == 0 {
-                    return Err(body.wrong("a second release, or update 0"));
-                }
-                (self.release, self.update, self.sealed_at) =
-                    (record.release, record.update, record.sealed_at);
-                Ok(())
-            }
-            kind::SCRATCH => {
-                let record: handover::Scratch = body.parse()?;
-                let slot = self.scratch.iter_mut().find(|s| s.is_none());
-                *slot.ok_or(body.wrong("too many scratch areas"))? =
-                    Some(body.extent(record.start, record.bytes)?);
-                Ok(())
-            }
-            kind::CONTAINER => self.take_container(body),
-            kind::UNIT => self.take_unit(body),
-            kind::CONTEXT_TABLE => self.take_context(body),
-            kind::REGION => self.take_region(body),
-            kind::DOMAIN => self.take_domain(body),
-            kind::DOMAIN_TABLES => self.take_tables(body),
-            kind::DOMAIN_ID => self.check_domain_id(body),
-            kind::REQUESTER => self.take_requester(body),
-            kind::ALIAS => self.take_alias(body),
-            kind::INTERRUPT_TABLE => self.take_interrupt_table(body),
-            kind::INTERRUPT_ENTRY => self.check_interrupt_entry(body),
-            _ => {
-                self.skipped += 1;
-                Ok(())
-            }
-        }
-    }
-
-    fn take_container(&mut self, body: &Body) -> Result<(), OpenError> {
-        let record: handover::Container = body.parse()?;
-        let frames = body.extent(record.start, record.bytes)?;
-        if self.container.is_some() || !frames.covers(self.blob) || !frames.contains(self.fdt.frame()) {
-            return Err(body.wrong("listed twice, or not where the handover lies"));
-        }
-        self.container = Some(frames);
-        Ok(())
-    }
-
-    fn take_unit(&mut self, body: &Body) -> Result<(), OpenError> {
-        let record: handover::Unit = body.parse()?;
-        let id = UnitId { segment: Segment(record.segment), register_base: record.register_base };
-        let root = spec::regs::RootAddr::from_raw(record.root);
-        if self.book.units.find(|u| u.id == id).is_some() {
-            return Err(body.wrong("the unit is listed twice"));
-        }
-        if root.ttm() != 0 {
-            return Err(body.wrong("the unit is in a mode that this release does not adopt"));
-        }
-        self.book.units.insert(KeptUnit {
-            id,
-            root: body.table(root.table().get())?,
-            interrupts: None,
-            requesters: 0,
-        })?;
-        Ok(())
-    }
-
-    fn take_context(&mut self, body: &Body) -> Result<(), OpenError> {
-        let record: handover::ContextTable = body.parse()?;
-        let unit = self.book.units.at_ordinal(record.unit).ok_or(body.wrong("no such unit"))?;
-        if record.half != 0 || self.book.context_of(unit, record.bus).is_some() {
-            return Err(body.wrong("the bus is listed twice, or in halves"));
-        }
-        let table = body.table(record.table)?;
-        self.book.contexts.insert(ContextRun { unit, bus: record.bus, table, users: 0 })?;
-        Ok(())
-    }
-
-    fn take_region(&mut self, body: &Body) -> Result<(), OpenError> {
-        let record: handover::Region = body.parse()?;
-        let extent = body.extent(record.start, record.bytes)?;
-        let kind = match record.kind {
-            handover::region_kind::MEMORY => RegionKind::Memory,
-            handover::region_kind::DEVICE => RegionKind::Device,
-            _ => return Err(body.wrong("a region of unknown kind")),
-        };
-        if record.token == 0 {
-            return Err(body.wrong("a token that is zero"));
-        }
-        // Overlaps and tokens used twice show when all regions are in order.
-        self.book.regions.push(Region::new(Token(record.token), extent, kind))?;
-        Ok(())
-    }
-
-    fn take_domain(&mut self, body: &Body) -> Result<(), OpenError> {
-        let record: handover::Domain = body.parse()?;
-        let token = self.token(body, record.token)?;
-        if record.format != handover::domain_format::SECOND_STAGE || !(3..=5).contains(&record.levels) {
-            return Err(body.wrong("tables of a format or depth that this release does not know"));
-        }
-        let top_table = body.table(record.top_table)?;
-        if self.book.domains.find(|d| d.top_table == top_table).is_some() {
-            return Err(body.wrong("the top table is another domain's"));
-        }
-        let state = DomainState::Kept;
-        self.book.domains.insert(Domain { token, top_table, levels: record.levels, state })?;
-        Ok(())
-    }
-
-    fn take_tables(&mut self, body: &Body) -> Result<(), OpenError> {
-        let record: handover::DomainTables = body.parse()?;
-        let domain = self.book.domains.at_ordinal(record.domain).ok_or(body.wrong("no such domain"))?;
-        let extent = body.extent(record.start, record.bytes)?;
-        self.book.tables.push(TableRun { domain, extent })?;
-        Ok(())
-    }
-
-    /// Domain ids stand in the context entries too; here only the references are checked.
-    fn check_domain_id(&self, body: &Body) -> Result<(), OpenError> {
-        let record: handover::DomainIdUse = body.parse()?;
-        let known = self.book.domains.at_ordinal(record.domain).is_some()
-            && self.book.units.at_ordinal(record.unit).is_some();
-        if known { Ok(()) } else { Err(body.wrong("no such domain or unit")) }
-    }
-
-    fn take_requester(&mut self, body: &Body) -> Result<(), OpenError> {
-        let record: handover::RequesterRecord = body.parse()?;
-        let token = self.token(body, record.token)?;
-        let unit = self.book.units.at_ordinal(record.unit).ok_or(body.wrong("no such unit"))?;
-        let domain = self.book.domains.at_ordinal(record.domain).ok_or(body.wrong("no such domain"))?;
-        let requester = Requester::new(Segment(record.segment), SourceId::from_raw(record.source));
-        if self.book.units.get(unit).is_none_or(|u| u.id.segment != requester.segment) {
-            return Err(body.wrong("the requester's segment is not its unit's"));
-        }
-        if self.book.is_kept(requester) {
-            return Err(body.wrong("the requester is listed twice"));
-        }
-        let entry = ContextEntry::from_raw(record.context);
-        let attached = self.book.domains.get(domain).is_some_and(|d| d.top_table == entry.top_table());
-        if !entry.present() || !attached {
-            return Err(body.wrong("the context entry does not lead to the requester's domain"));
-        }
-        let kept = Kept { token, requester, entry, unit, domain, retrieved: false };
-        self.check_shared(body, &kept, requester.source)?;
-        self.book.requesters.insert(kept)?;
-        if let Some(unit) = self.book.units.get_mut(unit) {
-            unit.requesters += 1;
-        }
-        self.count_context(body, unit, requester.source)
-    }
-
-    fn take_alias(&mut self, body: &Body) -> Result<(), OpenError> {
-        let record: handover::Alias = body.parse()?;
-        let requester = self.book.requesters.at_ordinal(record.requester);
-        let requester = requester.ok_or(body.wrong("no such requester"))?;
-        let source = SourceId::from_raw(record.source);
-        let Some(kept) = self.book.requesters.get(requester).copied() else { return Ok(()) };
-        let twice = self.book.aliases.find(|a| a.requester == requester && a.source == source).is_some();
-        if twice || source == kept.requester.source {
-            return Err(body.wrong("the alias is listed twice"));
-        }
-        self.check_shared(body, &kept, source)?;
-        self.book.aliases.insert(AliasOf { requester, source })?;
-        self.count_context(body, kept.unit, source)
-    }
-
-    /// Requesters that share a source-id share its entry: unit, domain and all.
-    fn check_shared(&self, body: &Body, kept: &Kept, source: SourceId) -> Result<(), OpenError> {
-        let same = |k: &Kept| (k.unit, k.domain, k.entry) == (kept.unit, kept.domain, kept.entry);
-        match self.book.owners(kept.requester.segment, source).all(same) {
-            true => Ok(()),
-            false => Err(body.wrong("it shares a source-id with a requester of another domain")),
-        }
-    }
-
-    /// A source-id needs the context table of its bus.
-    fn count_context(&mut self, body: &Body, unit: usize, source: SourceId) -> Result<(), OpenError> {
-        let index = self.book.context_of(unit, source.bus()).map(|(i, _)| i);
-        let run = index.and_then(|i| self.book.contexts.get_mut(i));
-        run.ok_or(body.wrong("the bus has no context table in the handover"))?.users += 1;
-        Ok(())
-    }
-
-    fn token(&self, body: &Body, raw: u64) -> Result<Token, OpenError> {
-        let token = Token(raw);
-        if raw == 0 || self.book.names_user(token) {
-            return Err(body.wrong("a token that is zero or used twice"));
-        }
-        Ok(token)
     }
 
     /// Release string of the kernel that wrote the handover.
@@ -471,6 +264,21 @@ impl Opened<'_> {
         self.book.requesters.iter().map(move |(_, k)| (unit(k), k))
     }
 
+    /// Every PASID handed over with the requester under `token`; in legacy mode there is one, 0.
+    pub fn pasids(&self, token: crate::book::Token) -> impl Iterator<Item = &Attached> {
+        let index = self.book.requesters.find(|k| k.token == token).map(|(i, _)| i);
+        self.book.attachments.iter().map(|(_, a)| a).filter(move |a| Some(a.requester) == index)
+    }
+
+    /// That a kernel which can adopt `able` can adopt this. A kernel that cannot fails closed: see
+    /// [`crate::block_all`].
+    ///
+    /// # Errors
+    /// The first thing that it cannot adopt.
+    pub fn adoptable_by(&self, able: &Adoptable) -> Result<(), NotAdoptable> {
+        self.book.adoptable_by(able)
+    }
+
     /// Every unit that was left running, with its root table.
     pub fn units(&self) -> impl Iterator<Item = &KeptUnit> {
         self.book.units.iter().map(|(_, u)| u)
@@ -491,6 +299,7 @@ impl Opened<'_> {
     #[must_use]
     pub fn is_table(&self, frame: Frame) -> bool {
         self.book.tables.overlapping(Extent::one(frame)).is_some()
+            || self.book.unit_table_in(Extent::one(frame)).is_some()
     }
 }
 

@@ -3,20 +3,27 @@
 //! A region first, then a domain whose leaves all lie in preserved regions, then a requester attached to that domain. A
 //! requester brings its unit with it; a unit is preserved once and counted.
 
-use crate::book::{Book, Domain, DomainState, Kept, KeptUnit, Region, RegionKind, Storage, TableRun, Token};
+use crate::book::{
+    Attached, Book, Domain, DomainState, Kept, KeptUnit, Region, RegionKind, Stage, Storage, TableRun, Token,
+};
 use crate::error::{PreserveError, UnpreserveError};
 use crate::host::{Host, MaySleep};
 use crate::rate::RateLimit;
-use crate::walk::{self, MAX_LEVELS, MIN_LEVELS, Visit};
+use crate::walk::{self, Stray, Tree, Visit};
 use spec::{Extent, PhysAddr};
 
 /// A domain to preserve, as the host knows it.
 #[derive(Debug, Clone, Copy)]
 pub struct DomainTablesOf<'a> {
-    /// Address of the top table.
+    /// Address of the top table. For a first stage below a second one too: a physical address.
     pub top_table: PhysAddr,
-    /// Levels: 3, 4 or 5.
+    /// Which kind of tables.
+    pub stage: Stage,
+    /// Levels: 3, 4 or 5; of a first stage 4 or 5.
     pub levels: u8,
+    /// For a first stage below a second one (nested): the preserved domain that is the second. The tables may then be the
+    /// guest's own and lie in preserved memory; who keeps them must not change them from the freeze until adoption.
+    pub parent: Option<Token>,
     /// The runs of frames that hold its tables, where the host keeps them in arenas: preserving is then a matter of so
     /// many runs. Empty: the core finds the tables by walking.
     pub runs: &'a [Extent],
@@ -85,9 +92,12 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
     fn check_unmapped(&self, index: usize, domain: &Domain, extent: Extent) -> Result<(), UnpreserveError> {
         let used = |iova| UnpreserveError::RegionInUse { domain: domain.token, iova };
         let over = |_| UnpreserveError::TablesChanged(domain.token);
+        if domain.parent.is_some() {
+            return Ok(()); // what it reaches, its parent maps
+        }
         let own = self.book.tables.iter().filter(|t| t.domain == index);
         let budget = own.map(|t| t.extent.count()).sum();
-        walk::walk(self.host, domain.top_table, domain.levels, budget, over, &mut |visit| match visit {
+        walk::walk(self.host, self.book.tree(domain), budget, over, &mut |visit| match visit {
             Visit::Leaf(iova, target) if target.overlaps(extent) => Err(used(iova)),
             _ => Ok(()),
         })
@@ -104,18 +114,19 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
         of: DomainTablesOf<'_>,
     ) -> Result<(), PreserveError> {
         self.check_token(token)?;
-        if !(MIN_LEVELS..=MAX_LEVELS).contains(&of.levels) {
+        if !of.stage.has_levels(of.levels) {
             return Err(PreserveError::Levels(of.levels));
         }
+        let parent = of.parent.map(|parent| self.parent_of(of.stage, parent)).transpose()?;
         if self.book.domains.find(|d| d.top_table == of.top_table).is_some() {
             return Err(PreserveError::DomainTaken(of.top_table));
         }
-        let state = DomainState::Kept;
-        let index =
-            self.book.domains.insert(Domain { token, top_table: of.top_table, levels: of.levels, state })?;
+        let DomainTablesOf { top_table, stage, levels, runs, .. } = of;
+        let domain = Domain { token, top_table, stage, levels, parent, state: DomainState::Kept };
+        let index = self.book.domains.insert(domain)?;
         // Held first: what is checked below stays true.
         self.host.hold_mappings(ctx, of.top_table, true);
-        let kept = self.find_tables(index, of).and_then(|()| self.keep_tables(ctx, index));
+        let kept = self.find_tables(index, &domain, runs).and_then(|()| self.keep_tables(ctx, index));
         if kept.is_err() {
             self.drop_domain(index);
             self.host.hold_mappings(ctx, of.top_table, false);
@@ -123,21 +134,27 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
         kept
     }
 
+    /// The preserved domain that a first stage shall lie below.
+    fn parent_of(&self, stage: Stage, token: Token) -> Result<usize, PreserveError> {
+        let second = |d: &Domain| d.token == token && d.stage == Stage::Second && stage == Stage::First;
+        self.book.domains.find(second).map(|(i, _)| i).ok_or(PreserveError::NoParent(token))
+    }
+
     /// Records the runs of frames that hold the tables of the domain at `index`, and checks every leaf. Nothing is
     /// reserved yet.
-    fn find_tables(&mut self, index: usize, of: DomainTablesOf<'_>) -> Result<(), PreserveError> {
+    fn find_tables(&mut self, index: usize, of: &Domain, runs: &[Extent]) -> Result<(), PreserveError> {
         let before = self.book.tables.len();
-        for run in of.runs {
-            self.book.tables.push(TableRun { domain: index, extent: *run })?;
+        for run in runs {
+            self.book.tables.push(TableRun { domain: index, extent: *run, in_region: false })?;
         }
-        if of.runs.is_empty() {
+        if runs.is_empty() {
             let found = self.walk_domain(of, walk::LARGEST_TREE, &mut |book, at| push_table(book, index, at));
             // A table that is reached twice used up the storage, perhaps: it is the better answer then.
             self.check_tables(index, before)?;
             return found;
         }
         self.check_tables(index, before)?;
-        let listed = of.runs.iter().map(|r| r.count()).fold(0, u64::saturating_add);
+        let listed = runs.iter().map(|r| r.count()).fold(0, u64::saturating_add);
         self.walk_domain(of, listed, &mut |book, at| {
             let run = book.tables.overlapping(Extent::one(at.frame())).and_then(|i| book.tables.get(i));
             let known = run.is_some_and(|run| run.domain == index);
@@ -145,18 +162,24 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
         })
     }
 
-    /// Walks a domain's tables: `table` is called for each, and leaves must lie in declared regions.
+    /// Walks a domain's tables: `table` is called for each, and leaves must lie in declared regions; those of a first stage
+    /// below a second one, in what that maps.
     fn walk_domain(
         &mut self,
-        of: DomainTablesOf<'_>,
+        of: &Domain,
         budget: u64,
         table: &mut dyn FnMut(&mut Book<'s>, PhysAddr) -> Result<(), PreserveError>,
     ) -> Result<(), PreserveError> {
         let (host, book) = (self.host, &mut self.book);
+        let tree: Tree = book.tree(of);
         let mut last = None;
-        let shared = PreserveError::TableShared;
-        walk::walk(host, of.top_table, of.levels, budget, shared, &mut |visit| match visit {
+        let stray = |stray| match stray {
+            Stray::OverBudget(at) => PreserveError::TableShared(at),
+            Stray::BeyondParent(address) => PreserveError::BeyondParent { address, top_table: of.top_table },
+        };
+        walk::walk(host, tree, budget, stray, &mut |visit| match visit {
             Visit::Table(at) => table(book, at),
+            Visit::Leaf(..) if of.parent.is_some() => Ok(()),
             Visit::Leaf(_, target) if last.is_some_and(|e: Extent| e.covers(target)) => Ok(()),
             Visit::Leaf(iova, target) => {
                 let range = book.declared_around(target);
@@ -167,16 +190,19 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
     }
 
     /// Puts the runs of the domain at `index`, recorded from position `before` on, in order among the others. None may
-    /// lie on anything else.
+    /// lie on anything else, but for a guest's own tables, which lie in its memory.
     fn check_tables(&mut self, index: usize, before: usize) -> Result<(), PreserveError> {
-        let added = |book: &Book<'_>, i: usize| book.tables.get(i).map(|t| t.extent);
-        let apart = (before..self.book.tables.len()).filter_map(|i| added(&self.book, i)).try_for_each(|e| {
-            let region = self.book.regions.overlapping(e).and_then(|i| self.book.regions.get(i));
-            let single = || self.book.single_table_in(e).map(|at| Extent::one(at.frame()));
-            match region.map(|r| r.extent).or_else(single) {
-                Some(taken) => Err(PreserveError::Overlap(taken)),
-                None => Ok(()),
+        let nested = self.book.domains.get(index).is_some_and(|d| d.parent.is_some());
+        let apart = (before..self.book.tables.len()).try_for_each(|i| {
+            let Some(extent) = self.book.tables.get(i).map(|t| t.extent) else { return Ok(()) };
+            let in_region = nested && self.book.in_memory_region(extent);
+            let region = self.book.regions.overlapping(extent).and_then(|i| self.book.regions.get(i));
+            let region = region.map(|r| r.extent).filter(|_| !in_region);
+            if let Some(taken) = region.or_else(|| self.book.unit_table_in(extent)) {
+                return Err(PreserveError::Overlap(taken));
             }
+            self.book.tables.get_mut(i).into_iter().for_each(|t| t.in_region = in_region);
+            Ok(())
         });
         self.book.tables.sort();
         apart?;
@@ -193,7 +219,8 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
     /// Marks the runs recorded for the domain at `index`: all of them, or none.
     fn keep_tables(&mut self, ctx: &mut MaySleep, index: usize) -> Result<(), PreserveError> {
         let host = self.host;
-        let own = || self.book.tables.iter().filter(|t| t.domain == index).map(|t| t.extent);
+        let mine = |t: &&TableRun| t.domain == index && !t.in_region;
+        let own = || self.book.tables.iter().filter(mine).map(|t| t.extent);
         for (n, run) in own().enumerate() {
             if let Err(e) = host.reserve(ctx, run) {
                 let left = own().count() - n;
@@ -208,15 +235,20 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
     /// Takes a domain back: it can be mapped again.
     ///
     /// # Errors
-    /// [`UnpreserveError::DomainInUse`] while a preserved requester is attached to it.
+    /// [`UnpreserveError::DomainInUse`] while a preserved requester is attached to it, [`UnpreserveError::ParentInUse`] while
+    /// another preserved domain lies below it.
     pub fn unpreserve_domain(&mut self, ctx: &mut MaySleep, token: Token) -> Result<(), UnpreserveError> {
         let found = self.book.domains.find(|d| d.token == token).map(|(i, _)| i);
         let index = found.ok_or(UnpreserveError::Unknown(token))?;
-        if let Some((_, kept)) = self.book.requesters.find(|k| k.domain == index) {
+        let user = self.book.attachments.find(|a| a.uses(index));
+        if let Some(kept) = user.and_then(|(_, a)| self.book.requesters.get(a.requester)) {
             return Err(UnpreserveError::DomainInUse(kept.requester));
         }
+        if let Some((_, below)) = self.book.domains.find(|d| d.parent == Some(index)) {
+            return Err(UnpreserveError::ParentInUse(below.token));
+        }
         let host = self.host;
-        for run in self.book.tables.iter().filter(|t| t.domain == index) {
+        for run in self.book.tables.iter().filter(|t| t.domain == index && !t.in_region) {
             host.release(ctx, run.extent);
         }
         if let Some(domain) = self.drop_domain(index) {
@@ -247,6 +279,8 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
             requesters: self.book.requesters.len(),
             units: self.book.units.len(),
             aliases: self.book.aliases.len(),
+            pasids: self.book.attachments.len(),
+            pasid_runs: self.book.pasid_runs.len(),
             context_tables: self.book.contexts.len(),
             table_runs: self.book.tables.len(),
         }
@@ -271,6 +305,12 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
     pub fn requesters(&self) -> impl Iterator<Item = &Kept> {
         self.book.requesters.iter().map(|(_, k)| k)
     }
+
+    /// Every preserved PASID of the requester under `token`; in legacy mode there is one, 0.
+    pub fn pasids(&self, token: Token) -> impl Iterator<Item = &Attached> {
+        let index = self.book.requesters.find(|k| k.token == token).map(|(i, _)| i);
+        self.book.attachments.iter().map(|(_, a)| a).filter(move |a| Some(a.requester) == index)
+    }
 }
 
 /// Counts of what is preserved.
@@ -286,6 +326,10 @@ pub struct Totals {
     pub units: usize,
     /// Aliases of the requesters.
     pub aliases: usize,
+    /// PASIDs of the requesters; one for each requester in legacy mode.
+    pub pasids: usize,
+    /// PASID directories and tables.
+    pub pasid_runs: usize,
     /// Context tables.
     pub context_tables: usize,
     /// Runs of frames that hold the domains' tables.
@@ -299,7 +343,7 @@ fn push_table(book: &mut Book<'_>, domain: usize, at: PhysAddr) -> Result<(), Pr
         book.tables.last_mut().filter(|last| last.domain == domain && last.extent.end() == at.frame());
     match grown.and_then(|last| Some((Extent::new(last.extent.first(), last.extent.count() + 1)?, last))) {
         Some((longer, last)) => last.extent = longer,
-        None => book.tables.push(TableRun { domain, extent })?,
+        None => book.tables.push(TableRun { domain, extent, in_region: false })?,
     }
     Ok(())
 }

@@ -1,14 +1,17 @@
 //! The cut-off of one unit: every translation entry that no preserved requester owns goes, and hardware forgets it.
 //!
-//! The tables are walked, hardware's own truth, never a list of devices. Present bits are cleared first, each in one
-//! store; then hardware is made to forget, with proof; then the rest of the entries is wiped. Nothing here allocates,
-//! sleeps or fails: what could not be done is in the report, and the next kernel does all of it again before it adopts.
+//! The tables are walked, hardware's own truth, never a list of devices: root and context tables in either mode here, the
+//! PASID structures of preserved requesters in [`crate::prune_pasids`]. Present bits are cleared first, each in one store,
+//! whatever the length of the entry; then hardware is made to forget, with proof; then the rest of the entries is wiped.
+//! Nothing here allocates, sleeps or fails: what could not be done is in the report, and the next kernel does all of it
+//! again before it adopts.
 
-use crate::book::{Book, Kept};
+use crate::book::{Attached, Book, Kept};
 use crate::host::{Atomic, Forget, Host, NoMemory, TimedOut, Unit};
-use crate::roots::{self, ENTRY_BYTES};
-use spec::context::ContextEntry;
-use spec::{PhysAddr, Requester, SourceId, UnitId, context, root};
+use crate::mode::{Context, Mode, Place};
+use crate::roots;
+use spec::scalable::PasidEntry;
+use spec::{PhysAddr, Requester, UnitId};
 
 /// What a cut-off did, as it happens. Receivers must neither allocate nor sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +21,16 @@ pub enum CutOffEvent {
         /// Who is cut off. It need not be on any list of devices.
         requester: Requester,
         /// Its entry before.
-        entry: ContextEntry,
+        entry: Context,
+    },
+    /// The entry of one PASID of a preserved requester was cleared; the requester itself stays.
+    PasidCleared {
+        /// Whose PASID.
+        requester: Requester,
+        /// Which.
+        pasid: u32,
+        /// Its entry before.
+        entry: PasidEntry,
     },
     /// A preserved entry stays.
     Stays(Requester),
@@ -39,56 +51,65 @@ pub enum CutOffEvent {
     },
     /// Nothing is preserved on this unit: interrupt remapping is off, as after a normal shutdown.
     InterruptsOff(UnitId),
-    /// A table could not be reached; its root entry was cleared instead, where it has one.
+    /// A table could not be reached; the entry that leads to it was cleared instead, where there is one.
     Unreachable(NoMemory),
 }
 
-/// Cuts off everything on `unit` that `keep` does not hold for, among the preserved requesters of the unit at `index`;
-/// everything, where the unit is not in the book.
+/// Cuts off everything on `unit` that `keep` does not hold for, among the preserved PASIDs of the unit at `index`;
+/// everything, where the unit is not in the book. The tables are those that hardware reads, in the mode that it runs in; in
+/// a mode without tables nothing translates.
 pub(crate) fn prune<H: Host>(
     host: &H,
     book: &Book<'_>,
     index: Option<usize>,
     unit: &H::Unit,
     atomic: &Atomic,
-    keep: &dyn Fn(&Kept) -> bool,
+    keep: &dyn Fn(&Attached) -> bool,
     report: &mut dyn FnMut(CutOffEvent),
 ) {
-    let pruning = Pruning { host, book, index, unit: unit.id(), root: unit.root().table(), keep };
-    pruning.clear_present(report);
+    let root = unit.root();
+    let pruning = Mode::of(root).map(|mode| {
+        // Records of another mode speak of other tables.
+        let index = index.filter(|i| book.units.get(*i).is_some_and(|u| u.mode == mode));
+        Pruning { host, book, index, unit: unit.id(), root: root.table(), mode, keep }
+    });
+    if let Some(pruning) = &pruning {
+        pruning.clear_present(report);
+        pruning.clear_pasids(report);
+    }
     match unit.forget(atomic, Forget::Everything) {
         Ok(_) => report(CutOffEvent::Confirmed(unit.id())),
         Err(timed_out) => report(CutOffEvent::NotConfirmed(timed_out)),
     }
     // Also when the wait ran out: no walk reads an entry that is not present, and what hardware cached is whole. What is
     // left behind would only look like damage to the next kernel.
-    pruning.wipe(report);
+    if let Some(pruning) = &pruning {
+        pruning.wipe(report);
+        pruning.wipe_pasids(report);
+    }
 }
 
-struct Pruning<'a, 's, H: Host> {
-    host: &'a H,
-    book: &'a Book<'s>,
-    index: Option<usize>,
-    unit: UnitId,
-    root: PhysAddr,
-    keep: &'a dyn Fn(&Kept) -> bool,
+pub(crate) struct Pruning<'a, 's, H: Host> {
+    pub(crate) host: &'a H,
+    pub(crate) book: &'a Book<'s>,
+    pub(crate) index: Option<usize>,
+    pub(crate) unit: UnitId,
+    pub(crate) root: PhysAddr,
+    pub(crate) mode: Mode,
+    keep: &'a dyn Fn(&Attached) -> bool,
 }
 
 impl<H: Host> Pruning<'_, '_, H> {
     /// Clears present bits, and reports who goes and who stays.
     fn clear_present(&self, report: &mut dyn FnMut(CutOffEvent)) {
-        for bus in 0..=u8::MAX {
-            let at = self.root.plus(ENTRY_BYTES * u64::from(bus));
-            let done = roots::root_entry(self.host, self.root, bus).and_then(|entry| {
-                if !entry.present() {
-                    return Ok(());
-                }
-                let table = entry.context_table();
-                let stays = self.table_stays(bus, table);
+        for place in self.mode.places() {
+            let done = roots::context_table(self.host, self.root, place).and_then(|table| {
+                let Some(table) = table else { return Ok(()) };
+                let stays = self.table_stays(place, table);
                 // The whole table goes with its root entry: only the account reads it then.
-                let cleared = self.clear_entries(bus, table, stays, report);
+                let cleared = self.clear_entries(place, table, stays, report);
                 if !stays || cleared.is_err() {
-                    roots::clear_present(self.host, at)?;
+                    roots::clear_present(self.host, place.pointer_at(self.root))?;
                 }
                 cleared
             });
@@ -98,23 +119,23 @@ impl<H: Host> Pruning<'_, '_, H> {
 
     fn clear_entries(
         &self,
-        bus: u8,
+        place: Place,
         table: PhysAddr,
         stays: bool,
         report: &mut dyn FnMut(CutOffEvent),
     ) -> Result<(), NoMemory> {
-        for devfn in 0..=u8::MAX {
-            let entry = roots::context_entry(self.host, table, devfn)?;
+        for source in place.sources(self.mode) {
+            let entry = roots::context_entry(self.host, self.mode, table, source.devfn())?;
             if !entry.present() {
                 continue;
             }
-            let requester = self.requester(bus, devfn);
-            if stays && self.entry_stays(requester) {
+            let requester = Requester::new(self.unit.segment, source);
+            if stays && self.entry_stays(requester, entry) {
                 report(CutOffEvent::Stays(requester));
                 continue;
             }
             if stays {
-                roots::clear_present(self.host, table.plus(ENTRY_BYTES * u64::from(devfn)))?;
+                roots::clear_present(self.host, self.mode.entry_at(table, source.devfn()))?;
             }
             report(CutOffEvent::Cleared { requester, entry });
         }
@@ -123,48 +144,55 @@ impl<H: Host> Pruning<'_, '_, H> {
 
     /// Wipes what is left of cleared entries.
     fn wipe(&self, report: &mut dyn FnMut(CutOffEvent)) {
-        for bus in 0..=u8::MAX {
-            let at = self.root.plus(ENTRY_BYTES * u64::from(bus));
-            let done = roots::root_entry(self.host, self.root, bus).and_then(|entry| {
-                if !entry.present() {
-                    return if entry.raw() == [0; 2] { Ok(()) } else { roots::wipe(self.host, at) };
-                }
-                self.wipe_entries(bus, entry.context_table())
+        for place in self.mode.places() {
+            let done = roots::context_table(self.host, self.root, place).and_then(|table| match table {
+                None => roots::wipe(self.host, place.pointer_at(self.root), self.mode.pointer_bytes()),
+                Some(table) => self.wipe_entries(place, table),
             });
             done.unwrap_or_else(|e| report(CutOffEvent::Unreachable(e)));
         }
     }
 
-    fn wipe_entries(&self, bus: u8, table: PhysAddr) -> Result<(), NoMemory> {
-        for devfn in 0..context::ENTRIES {
-            let entry = roots::context_entry(self.host, table, devfn as u8)?;
-            let stays = entry.present() && self.entry_stays(self.requester(bus, devfn as u8));
-            if !stays && entry.raw() != [0; 2] {
-                roots::wipe(self.host, table.plus(ENTRY_BYTES * devfn))?;
+    fn wipe_entries(&self, place: Place, table: PhysAddr) -> Result<(), NoMemory> {
+        for source in place.sources(self.mode) {
+            let entry = roots::context_entry(self.host, self.mode, table, source.devfn())?;
+            let requester = Requester::new(self.unit.segment, source);
+            if !(entry.present() && self.entry_stays(requester, entry)) {
+                let at = self.mode.entry_at(table, source.devfn());
+                roots::wipe(self.host, at, self.mode.entry_bytes())?;
             }
         }
         Ok(())
     }
 
-    fn requester(&self, bus: u8, devfn: u8) -> Requester {
-        Requester::new(self.unit.segment, SourceId::from_raw(u16::from(bus) << 8 | u16::from(devfn)))
-    }
-
-    /// Whether the context table of `bus` is preserved and still has a requester to keep.
-    fn table_stays(&self, bus: u8, table: PhysAddr) -> bool {
+    /// Whether the context table of `place` is preserved and still has a requester to keep.
+    fn table_stays(&self, place: Place, table: PhysAddr) -> bool {
         let (book, Some(index)) = (self.book, self.index) else { return false };
-        let kept = |k: &Kept| k.unit == index && (self.keep)(k);
-        book.context_of(index, bus).is_some_and(|(_, c)| c.table == table)
-            && (book.requesters.iter().any(|(_, k)| k.requester.source.bus() == bus && kept(k))
+        let here = |source| self.mode.place(source) == place;
+        let kept = |i: usize, k: &Kept| k.unit == index && self.requester_stays(i);
+        book.context_of(index, place).is_some_and(|(_, c)| c.table == table)
+            && (book.requesters.iter().any(|(i, k)| here(k.requester.source) && kept(i, k))
                 || book.aliases.iter().any(|(_, a)| {
-                    a.source.bus() == bus && book.requesters.get(a.requester).is_some_and(kept)
+                    here(a.source) && book.requesters.get(a.requester).is_some_and(|k| kept(a.requester, k))
                 }))
     }
 
-    fn entry_stays(&self, requester: Requester) -> bool {
+    /// Whether the entry of a source-id is a preserved requester's. In scalable mode one that changed since is not: it may
+    /// lead to other PASIDs than those that are looked through here.
+    fn entry_stays(&self, requester: Requester, entry: Context) -> bool {
+        let same = |k: &Kept| entry.directory().is_none() || k.entry == entry;
         let mut owners = self.book.owners(requester.segment, requester.source);
-        owners.any(|k| Some(k.unit) == self.index && (self.keep)(k))
+        owners.any(|(i, k)| Some(k.unit) == self.index && same(k) && self.requester_stays(i))
+    }
+
+    /// Whether the requester at `index` has a PASID to keep.
+    pub(crate) fn requester_stays(&self, index: usize) -> bool {
+        self.book.attachments_of(index).any(|(_, a)| (self.keep)(a))
+    }
+
+    /// Whether a PASID in a preserved directory is to be kept.
+    pub(crate) fn pasid_stays(&self, directory: PhysAddr, pasid: u32) -> bool {
+        let Some(index) = self.index else { return false };
+        self.book.attachments_in(index, directory).any(|a| a.pasid == pasid && (self.keep)(a))
     }
 }
-
-const _: () = assert!(root::ENTRIES == 256 && context::ENTRIES == 256);

@@ -1,28 +1,36 @@
-//! Preserving a requester: its entry and those of its aliases, the context tables they lie in, and its unit.
+//! Preserving a requester: its entry and those of its aliases, the context tables they lie in, and its unit. In scalable
+//! mode also its PASID directory, and the PASID that its requests without PASID take; others follow ([`crate::pasids`]).
 //!
 //! The entries are read under the unit's lock, everything is looked up and reserved without it, and then recorded under
 //! the lock again, provided that the entries are what they were.
 
-use crate::book::{AliasOf, Book, ContextRun, Kept, KeptUnit, Token};
+use crate::book::{AliasOf, Kept, KeptUnit, Stage, Token, first_of_table};
 use crate::error::{PreserveError, UnpreserveError};
 use crate::guard::Reservations;
 use crate::host::{Host, Level, MaySleep, RequesterKind, Unit};
+use crate::mode::{Context, Mode};
 use crate::outgoing::Outgoing;
+use crate::pasids::{self, PasidSlot, Target};
 use crate::roots;
+use crate::staged::Staged;
 use spec::context::{ContextEntry, TranslationType};
+use spec::scalable::{PasidEntry, ScalableContextEntry};
 use spec::{Extent, PhysAddr, Requester, SourceId, UnitId};
 
 /// Most aliases that one requester may have.
 pub const MAX_ALIASES: usize = 8;
-/// A requester's own context table, one per alias, and the root table.
-const MAX_FRAMES: usize = MAX_ALIASES + 2;
+/// A requester's own context table, one per alias, the root table, a PASID directory and a PASID table.
+const MAX_RUNS: usize = MAX_ALIASES + 4;
 
 /// A requester as it was read from hardware's tables under the unit's lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Snapshot {
     root: PhysAddr,
-    entry: ContextEntry,
+    mode: Mode,
+    entry: Context,
     sources: [Option<(SourceId, PhysAddr)>; MAX_ALIASES + 1],
+    /// In scalable mode, where its requests without PASID go.
+    pasid: Option<(ScalableContextEntry, PasidSlot)>,
 }
 
 impl<H: Host> Outgoing<'_, '_, H> {
@@ -45,15 +53,16 @@ impl<H: Host> Outgoing<'_, '_, H> {
         let sources = self.sources_of(requester)?;
         let unit = host.unit_for(requester).ok_or(PreserveError::NoUnit(requester))?;
         let before = unit.locked(ctx, |_| read(host, unit, requester, &sources))?;
-        let domain = self.check_domain(requester, before.entry)?;
-        let taken = |s: &SourceId| self.book.owners(requester.segment, *s).any(|k| k.domain != domain);
+        let target = self.check_domain(requester, &before)?;
+        let taken =
+            |s: &SourceId| self.book.owners(requester.segment, *s).any(|(_, k)| k.domain != target.domain);
         if let Some(alias) = sources.iter().find(taken) {
             return Err(PreserveError::AliasTaken { requester, alias });
         }
         self.check_places(unit.id(), requester, &before)?;
-        self.check_domain_id(requester, unit.id(), domain, before.entry)?;
+        self.check_domain_id(requester, unit.id(), target)?;
         let interrupts = self.keep_interrupts(ctx, unit)?;
-        let done = self.commit_requester(ctx, token, requester, unit, &sources, before, domain);
+        let done = self.commit_requester(ctx, token, requester, unit, &sources, before, target);
         match done {
             Ok(()) => self.note_interrupts(unit.id(), interrupts),
             Err(_) => self.drop_interrupts(ctx, interrupts),
@@ -78,15 +87,21 @@ impl<H: Host> Outgoing<'_, '_, H> {
         Ok(sources)
     }
 
-    /// The preserved domain that `entry` attaches to.
-    fn check_domain(&self, requester: Requester, entry: ContextEntry) -> Result<usize, PreserveError> {
-        let (top_table, levels) = (entry.top_table(), entry.levels());
-        let found = self.book.domains.find(|d| d.top_table == top_table && d.levels == levels);
-        found.map(|(i, _)| i).ok_or(PreserveError::DomainNotPreserved { requester, top_table })
+    /// The preserved domain that requests without PASID lead to.
+    fn check_domain(&self, requester: Requester, before: &Snapshot) -> Result<Target, PreserveError> {
+        match (before.entry, before.pasid) {
+            (_, Some((_, slot))) => self.target_of(requester, slot),
+            (Context::Legacy(entry), None) => {
+                let (top_table, levels) = (entry.top_table(), entry.levels());
+                let domain = self.domain_at(requester, Stage::Second, None, top_table, levels)?;
+                Ok(Target { domain, parent: None, id: entry.domain_id() })
+            }
+            (Context::Scalable(_), None) => Err(PreserveError::NoDomain(requester)),
+        }
     }
 
-    /// That root and context tables are those known of the unit, lie in no preserved region or domain, and are nobody
-    /// else's.
+    /// That root, context and PASID tables are those known of the unit, lie in no preserved region or domain, and are
+    /// nobody else's.
     fn check_places(
         &self,
         unit: UnitId,
@@ -94,52 +109,61 @@ impl<H: Host> Outgoing<'_, '_, H> {
         before: &Snapshot,
     ) -> Result<(), PreserveError> {
         let index = match self.book.units.find(|u| u.id == unit) {
-            Some((_, known)) if known.root != before.root => return Err(PreserveError::Changed(requester)),
+            Some((_, known)) if (known.root, known.mode) != (before.root, before.mode) => {
+                return Err(PreserveError::Changed(requester));
+            }
             Some((index, _)) => Some(index),
             None => {
-                self.check_new_place(before.root)?;
+                self.check_new_place(Extent::one(before.root.frame()))?;
                 None
             }
         };
+        let place = |source| before.mode.place(source);
         for (n, (source, table)) in before.sources.iter().flatten().enumerate() {
             let mut earlier = before.sources.iter().flatten().take(n);
-            if *table == before.root || earlier.any(|(s, t)| t == table && s.bus() != source.bus()) {
+            if *table == before.root || earlier.any(|(s, t)| t == table && place(*s) != place(*source)) {
                 return Err(PreserveError::TableShared(*table));
             }
-            match index.and_then(|i| self.book.context_of(i, source.bus())) {
+            match index.and_then(|i| self.book.context_of(i, place(*source))) {
                 Some((_, known)) if known.table != *table => return Err(PreserveError::Changed(requester)),
                 Some(_) => {}
-                None => self.check_new_place(*table)?,
+                None => self.check_new_place(Extent::one(table.frame()))?,
             }
         }
-        Ok(())
-    }
-
-    /// That the frame of a root or context table is nothing else yet.
-    fn check_new_place(&self, table: PhysAddr) -> Result<(), PreserveError> {
-        let run = Extent::one(table.frame());
-        match self.book.in_the_way(run) {
-            Some(_) if self.book.single_table_in(run).is_some() => Err(PreserveError::TableShared(table)),
-            Some(taken) => Err(PreserveError::Overlap(taken)),
+        match before.pasid {
+            Some((context, slot)) => self.check_pasid_places(index, before, context, slot),
             None => Ok(()),
         }
     }
 
-    /// That no other preserved domain has this id on the unit, and this domain no other id (I5).
-    fn check_domain_id(
+    /// The same for the PASID directory and the table of requests without PASID. A directory has several requesters only
+    /// where their context entries are the same.
+    fn check_pasid_places(
         &self,
-        requester: Requester,
-        unit: UnitId,
-        domain: usize,
-        entry: ContextEntry,
+        unit: Option<usize>,
+        before: &Snapshot,
+        context: ScalableContextEntry,
+        slot: PasidSlot,
     ) -> Result<(), PreserveError> {
-        let clash = self.book.requesters.find(|k| {
-            let same_unit = self.book.units.get(k.unit).is_some_and(|u| u.id == unit);
-            same_unit && ((k.entry.did() == entry.did()) != (k.domain == domain))
-        });
-        match clash {
-            Some(_) => Err(PreserveError::DomainIdClash { requester, domain_id: entry.domain_id() }),
-            None => Ok(()),
+        let frames = directory_frames(context)?;
+        let tables = || before.sources.iter().flatten().map(|(_, table)| *table);
+        let mut own = tables().chain([before.root]);
+        if let Some(at) = own.find(|at| frames.contains(at.frame()) || *at == slot.table) {
+            return Err(PreserveError::TableShared(at));
+        }
+        if frames.contains(slot.table.frame()) {
+            return Err(PreserveError::TableShared(slot.table));
+        }
+        let known = unit.and_then(|u| Some((u, self.book.pasid_run(u, context.directory(), None)?.1)));
+        match known {
+            Some((unit, run)) if self.book.context_to(run) == Some(context) => {
+                self.check_pasid_table(unit, context, slot)
+            }
+            Some(_) => Err(PreserveError::TableShared(context.directory())),
+            None => {
+                self.check_new_place(frames)?;
+                self.check_new_place(Extent::one(slot.table.frame()))
+            }
         }
     }
 
@@ -154,24 +178,38 @@ impl<H: Host> Outgoing<'_, '_, H> {
         unit: &H::Unit,
         sources: &Sources,
         before: Snapshot,
-        domain: usize,
+        target: Target,
     ) -> Result<(), PreserveError> {
         let host = self.host;
         let mut staged = Staged::new(&mut self.book);
-        let mut reserved = Reservations::<H, MAX_FRAMES>::new(host, ctx);
-        let (unit_index, new) =
-            staged.unit(KeptUnit { id: unit.id(), root: before.root, interrupts: None, requesters: 0 })?;
+        let mut reserved = Reservations::<H, MAX_RUNS>::new(host, ctx);
+        let Snapshot { root, mode, entry, .. } = before;
+        let kept = KeptUnit { id: unit.id(), root, mode, interrupts: None, requesters: 0 };
+        let (unit_index, new) = staged.unit(kept)?;
         if new {
-            reserved.reserve(Extent::one(before.root.frame()))?;
+            reserved.reserve(Extent::one(root.frame()))?;
         }
-        let kept = Kept { token, requester, entry: before.entry, unit: unit_index, domain, retrieved: false };
+        let (domain, domain_id) = (target.domain, target.id);
+        let kept = Kept { token, requester, entry, domain_id, unit: unit_index, domain, retrieved: false };
         let index = staged.requester(kept)?;
+        let without_pasid = PasidSlot { pasid: 0, table: PhysAddr::new(0), entry: PasidEntry::ZERO };
+        let slot = before.pasid.map_or(without_pasid, |(_, slot)| slot);
+        staged.attachment(pasids::attached(index, unit_index, slot, target))?;
         for (source, table) in before.sources.iter().flatten() {
-            if staged.context(unit_index, source.bus(), *table)? {
+            if staged.context(unit_index, mode.place(*source), *table)? {
                 reserved.reserve(Extent::one(table.frame()))?;
             }
             if *source != requester.source {
                 staged.alias(AliasOf { requester: index, source: *source })?;
+            }
+        }
+        if let Some((context, slot)) = before.pasid {
+            let table = Extent::one(slot.table.frame());
+            let runs = [(None, directory_frames(context)?), (Some(first_of_table(slot.pasid)), table)];
+            for (first_pasid, run) in runs {
+                if staged.pasid_run(unit_index, context.directory(), first_pasid, run)? {
+                    reserved.reserve(run)?;
+                }
             }
         }
         let check = |_: &crate::host::Atomic| match read(host, unit, requester, sources) {
@@ -189,37 +227,31 @@ impl<H: Host> Outgoing<'_, '_, H> {
     pub fn unpreserve_requester(&mut self, ctx: &mut MaySleep, token: Token) -> Result<(), UnpreserveError> {
         let found = self.book.requesters.find(|k| k.token == token).map(|(i, k)| (i, *k));
         let (index, kept) = found.ok_or(UnpreserveError::Unknown(token))?;
-        let mut buses = Sources::new(kept.requester.source);
-        self.book.for_each_source(index, &mut |s| buses.add(s));
+        let mut sources = Sources::new(kept.requester.source);
+        self.book.for_each_source(index, &mut |s| sources.add(s));
+        while let Some((i, _)) = self.book.attachments.find(|a| a.requester == index) {
+            self.drop_attachment(ctx, i, &kept);
+        }
         while let Some((i, _)) = self.book.aliases.find(|a| a.requester == index) {
             self.book.aliases.remove(i);
         }
         self.book.requesters.remove(index);
-        for source in buses.iter() {
-            self.release_context(ctx, kept.unit, source.bus());
+        let directory = kept.entry.directory().and_then(|at| self.book.pasid_run(kept.unit, at, None));
+        if let Some(frames) = directory.map(|(i, _)| i).and_then(|i| self.book.leave_pasid_run(i)) {
+            self.host.release(ctx, frames);
         }
-        if let Some(unit) = self.book.units.get_mut(kept.unit) {
-            unit.requesters -= 1;
-            if unit.requesters == 0 {
-                let (root, interrupts) = (unit.root, unit.interrupts);
-                self.book.units.remove(kept.unit);
-                self.host.release(ctx, Extent::one(root.frame()));
-                self.drop_interrupts(ctx, interrupts);
+        for source in sources.iter() {
+            let table = self.book.context_for(kept.unit, source).map(|(i, _)| i);
+            if let Some(frame) = table.and_then(|i| self.book.leave_context(i)) {
+                self.host.release(ctx, frame);
             }
         }
-        Ok(())
-    }
-
-    /// One source-id less in the context table of `bus`.
-    fn release_context(&mut self, ctx: &mut MaySleep, unit: usize, bus: u8) {
-        let Some(index) = self.book.context_of(unit, bus).map(|(i, _)| i) else { return };
-        let Some(run) = self.book.contexts.get_mut(index) else { return };
-        run.users -= 1;
-        if run.users == 0 {
-            let table = run.table;
-            self.book.contexts.remove(index);
-            self.host.release(ctx, Extent::one(table.frame()));
+        let interrupts = self.book.units.get(kept.unit).and_then(|u| u.interrupts);
+        if let Some(frame) = self.book.leave_unit(kept.unit) {
+            self.host.release(ctx, frame);
+            self.drop_interrupts(ctx, interrupts);
         }
+        Ok(())
     }
 }
 
@@ -259,24 +291,19 @@ fn read<H: Host>(
     requester: Requester,
     sources: &Sources,
 ) -> Result<Snapshot, PreserveError> {
-    let root = unit.root();
-    if !unit.status().tes() || root.ttm() != 0 {
-        return Err(PreserveError::UnitNotTranslating(unit.id()));
-    }
-    let mut snapshot =
-        Snapshot { root: root.table(), entry: ContextEntry::ZERO, sources: [None; MAX_ALIASES + 1] };
+    let mode = Mode::of(unit.root()).filter(|_| unit.status().tes());
+    let mode = mode.ok_or(PreserveError::UnitNotTranslating(unit.id()))?;
+    let root = unit.root().table();
+    let entry = Context::from_raw(mode, [0; 4]);
+    let mut snapshot = Snapshot { root, mode, entry, sources: [None; MAX_ALIASES + 1], pasid: None };
     for (slot, source) in snapshot.sources.iter_mut().zip(sources.iter()) {
-        let found = roots::find(host, root.table(), source)?.filter(|(_, e)| e.present());
+        let found = roots::find(host, mode, root, source)?.filter(|(_, e)| e.present());
         if source == requester.source {
             let (_, entry) = found.ok_or(PreserveError::NoDomain(requester))?;
-            match entry.translation_type() {
-                TranslationType::SecondStage => {}
-                TranslationType::PassThrough => return Err(PreserveError::PassThrough(requester)),
-                _ => {
-                    let translation_type = entry.tt() as u8;
-                    return Err(PreserveError::Unsupported { requester, translation_type });
-                }
-            }
+            snapshot.pasid = match entry {
+                Context::Legacy(entry) => check_legacy(requester, entry).map(|()| None)?,
+                Context::Scalable(entry) => Some((entry, without_pasid(host, requester, entry)?)),
+            };
             snapshot.entry = entry;
         }
         match found {
@@ -287,94 +314,28 @@ fn read<H: Host>(
     Ok(snapshot)
 }
 
-/// Entries put into the book for one requester. Dropped before [`Staged::keep`], they are taken out again, last first.
-struct Staged<'b, 's> {
-    book: &'b mut Book<'s>,
-    unit: Option<(usize, bool)>,
-    requester: Option<usize>,
-    contexts: [Option<usize>; MAX_ALIASES + 1],
-    kept: bool,
-}
-
-impl<'b, 's> Staged<'b, 's> {
-    fn new(book: &'b mut Book<'s>) -> Self {
-        Self { book, unit: None, requester: None, contexts: [None; MAX_ALIASES + 1], kept: false }
-    }
-
-    /// The unit's entry, counted one higher; says whether it is new.
-    fn unit(&mut self, unit: KeptUnit) -> Result<(usize, bool), PreserveError> {
-        let known = self.book.units.find(|u| u.id == unit.id).map(|(i, _)| i);
-        let index = match known {
-            Some(index) => index,
-            None => self.book.units.insert(unit)?,
-        };
-        if let Some(entry) = self.book.units.get_mut(index) {
-            entry.requesters += 1;
-        }
-        self.unit = Some((index, known.is_none()));
-        Ok((index, known.is_none()))
-    }
-
-    fn requester(&mut self, kept: Kept) -> Result<usize, PreserveError> {
-        let index = self.book.requesters.insert(kept)?;
-        self.requester = Some(index);
-        Ok(index)
-    }
-
-    /// One more source-id in the context table of `bus`; says whether the table is new.
-    fn context(&mut self, unit: usize, bus: u8, table: PhysAddr) -> Result<bool, PreserveError> {
-        let known = self.book.context_of(unit, bus).map(|(i, _)| i);
-        let index = match known {
-            Some(index) => index,
-            None => self.book.contexts.insert(ContextRun { unit, bus, table, users: 0 })?,
-        };
-        if let Some(run) = self.book.contexts.get_mut(index) {
-            run.users += 1;
-        }
-        if let Some(slot) = self.contexts.iter_mut().find(|s| s.is_none()) {
-            *slot = Some(index);
-        }
-        Ok(known.is_none())
-    }
-
-    fn alias(&mut self, alias: AliasOf) -> Result<(), PreserveError> {
-        self.book.aliases.insert(alias)?;
-        Ok(())
-    }
-
-    /// Everything stays.
-    fn keep(mut self) {
-        self.kept = true;
+/// That a legacy context entry is one that can be preserved.
+fn check_legacy(requester: Requester, entry: ContextEntry) -> Result<(), PreserveError> {
+    match entry.translation_type() {
+        TranslationType::SecondStage => Ok(()),
+        TranslationType::PassThrough => Err(PreserveError::PassThrough(requester)),
+        _ => Err(PreserveError::Unsupported { requester, translation_type: entry.tt() as u8 }),
     }
 }
 
-impl Drop for Staged<'_, '_> {
-    fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        for index in self.contexts.iter().rev().flatten() {
-            let users = self.book.contexts.get_mut(*index).map(|run| {
-                run.users -= 1;
-                run.users
-            });
-            if users == Some(0) {
-                self.book.contexts.remove(*index);
-            }
-        }
-        if let Some(index) = self.requester {
-            while let Some((i, _)) = self.book.aliases.find(|a| a.requester == index) {
-                self.book.aliases.remove(i);
-            }
-            self.book.requesters.remove(index);
-        }
-        if let Some((index, new)) = self.unit {
-            if let Some(unit) = self.book.units.get_mut(index) {
-                unit.requesters -= 1;
-            }
-            if new {
-                self.book.units.remove(index);
-            }
-        }
+/// Where requests without PASID go, if the context entry is one that can be preserved.
+fn without_pasid<H: Host>(
+    host: &H,
+    requester: Requester,
+    entry: ScalableContextEntry,
+) -> Result<PasidSlot, PreserveError> {
+    if entry.dte() || entry.pre() {
+        return Err(PreserveError::DeviceTlb(requester));
     }
+    pasids::read_pasid(host, requester, entry, entry.rid_pasid() as u32)
+}
+
+/// The frames of a PASID directory.
+fn directory_frames(context: ScalableContextEntry) -> Result<Extent, PreserveError> {
+    pasids::directory_frames(context).ok_or(PreserveError::TableShared(context.directory()))
 }

@@ -3,13 +3,14 @@
 //! Records are emitted in an order in which every reference points backwards. The same emission runs twice: once to
 //! learn the length, once into memory with the digest taken on the way.
 
-use crate::book::{Book, RegionKind};
+use crate::book::{Book, RegionKind, Stage};
+use crate::digest;
 use crate::host::{NoMemory, TableMemory};
 use crate::interrupts;
-use crate::roots;
-use spec::handover::{self, Header, RecordHeader, kind};
+use crate::mode::Context;
+use spec::handover::{self, Header, RecordHeader, domain_format, kind, pasid_tables_kind};
 use spec::xxh64::Hasher;
-use spec::{Extent, PhysAddr, root};
+use spec::{Extent, PhysAddr};
 use zerocopy::{Immutable, IntoBytes};
 
 /// What of a handover does not stand in the book.
@@ -78,6 +79,7 @@ pub(crate) fn emit<M: TableMemory>(
     }
     domains(memory, book, &mut out)?;
     requesters(book, &mut out)?;
+    pasids(book, &mut out)?;
     interrupts(memory, book, &mut out)?;
     Ok(out.length)
 }
@@ -95,7 +97,7 @@ fn units<M: TableMemory>(
             cap: seen.cap,
             ecap: seen.ecap,
             root: seen.root,
-            digest: unit_digest(memory, book, index)?,
+            digest: digest::unit(memory, book, index)?,
             segment: unit.id.segment.0,
             reserved0: [0; 3],
             reserved1: [0; 2],
@@ -104,7 +106,7 @@ fn units<M: TableMemory>(
     }
     for (_, run) in book.contexts.iter() {
         let (table, unit) = (run.table.get(), book.units.ordinal(run.unit));
-        let record = handover::ContextTable { table, unit, bus: run.bus, half: 0, reserved: 0 };
+        let record = handover::ContextTable { table, unit, bus: run.bus, half: run.half, reserved: 0 };
         out.record(kind::CONTEXT_TABLE, &record)?;
     }
     Ok(())
@@ -112,14 +114,17 @@ fn units<M: TableMemory>(
 
 fn domains<M: TableMemory>(memory: &M, book: &Book<'_>, out: &mut Emitter<'_, '_>) -> Result<(), NoMemory> {
     for (index, domain) in book.domains.iter() {
-        let (digest, table_frames) = domain_digest(memory, book, index)?;
+        let (digest, table_frames) = digest::domain(memory, book, index)?;
         let record = handover::Domain {
             token: domain.token.0,
             top_table: domain.top_table.get(),
             digest,
             table_frames,
             levels: domain.levels,
-            format: handover::domain_format::SECOND_STAGE,
+            format: match domain.stage {
+                Stage::Second => domain_format::SECOND_STAGE,
+                Stage::First => domain_format::FIRST_STAGE,
+            },
             reserved: [0; 6],
         };
         out.record(kind::DOMAIN, &record)?;
@@ -131,13 +136,13 @@ fn domains<M: TableMemory>(memory: &M, book: &Book<'_>, out: &mut Emitter<'_, '_
     }
     for (domain, _) in book.domains.iter() {
         for (unit, _) in book.units.iter() {
-            let Some((_, user)) = book.requesters.find(|k| k.domain == domain && k.unit == unit) else {
+            let Some((_, user)) = book.attachments.find(|a| a.domain == domain && a.unit == unit) else {
                 continue;
             };
             let record = handover::DomainIdUse {
                 domain: book.domains.ordinal(domain),
                 unit: book.units.ordinal(unit),
-                id: user.entry.domain_id().0,
+                id: user.domain_id.0,
                 reserved: [0; 3],
             };
             out.record(kind::DOMAIN_ID, &record)?;
@@ -148,21 +153,58 @@ fn domains<M: TableMemory>(memory: &M, book: &Book<'_>, out: &mut Emitter<'_, '_
 
 fn requesters(book: &Book<'_>, out: &mut Emitter<'_, '_>) -> Result<(), NoMemory> {
     for (_, kept) in book.requesters.iter() {
+        let [a, b, c, d] = kept.entry.raw();
         let record = handover::RequesterRecord {
             token: kept.token.0,
-            context: kept.entry.raw(),
+            context: [a, b],
             unit: book.units.ordinal(kept.unit),
             domain: book.domains.ordinal(kept.domain),
             segment: kept.requester.segment.0,
             source: kept.requester.source.raw(),
             reserved: 0,
-            context_high: [0; 2],
+            context_high: [c, d],
         };
         out.record(kind::REQUESTER, &record)?;
     }
     for (_, alias) in book.aliases.iter() {
         let requester = book.requesters.ordinal(alias.requester);
         out.record(kind::ALIAS, &handover::Alias { requester, source: alias.source.raw(), reserved: 0 })?;
+    }
+    Ok(())
+}
+
+/// PASID structures and PASIDs of requesters in scalable mode. Requesters that share a directory list all of it each.
+fn pasids(book: &Book<'_>, out: &mut Emitter<'_, '_>) -> Result<(), NoMemory> {
+    for (requester, run) in digest::pasid_runs(book) {
+        let (kind, first_pasid) = match run.first_pasid {
+            None => (pasid_tables_kind::DIRECTORY, 0),
+            Some(first) => (pasid_tables_kind::TABLE, first),
+        };
+        let (start, bytes) = (run.extent.start().get(), run.extent.bytes());
+        let requester = book.requesters.ordinal(requester);
+        let record = handover::PasidTables { start, bytes, requester, first_pasid, kind, reserved: 0 };
+        out.record(self::kind::PASID_TABLES, &record)?;
+    }
+    for (index, kept) in book.requesters.iter() {
+        let Context::Scalable(context) = kept.entry else { continue };
+        for (slot, attached) in book.attachments.iter() {
+            // Of several requesters that have the PASID, the first speaks.
+            let first =
+                book.attachments_in(kept.unit, context.directory()).find(|a| a.pasid == attached.pasid);
+            let owner = book.requesters.get(attached.requester);
+            if !owner.is_some_and(|o| o.shares(kept)) || first != book.attachments.get(slot) {
+                continue;
+            }
+            let record = handover::Attachment {
+                entry: attached.entry.raw(),
+                requester: book.requesters.ordinal(index),
+                pasid: attached.pasid,
+                domain: book.domains.ordinal(attached.domain),
+                parent: attached.parent.map_or(0, |parent| book.domains.ordinal(parent) + 1),
+                reserved: 0,
+            };
+            out.record(kind::ATTACHMENT, &record)?;
+        }
     }
     Ok(())
 }
@@ -187,43 +229,6 @@ fn interrupts<M: TableMemory>(
         })?;
     }
     Ok(())
-}
-
-/// Digest of a unit's root table and preserved context tables as they will be after the cut-off.
-fn unit_digest<M: TableMemory>(memory: &M, book: &Book<'_>, unit: usize) -> Result<u64, NoMemory> {
-    let Some(kept) = book.units.get(unit) else { return Ok(0) };
-    let mut hasher = Hasher::new(0);
-    for bus in 0..root::ENTRIES {
-        let bus = bus as u8;
-        let stays = book.context_of(unit, bus).is_some();
-        let entry = if stays { roots::root_entry(memory, kept.root, bus)?.raw() } else { [0; 2] };
-        hasher.update_words(&entry);
-    }
-    for (_, run) in book.contexts.iter().filter(|(_, c)| c.unit == unit) {
-        for devfn in 0..spec::context::ENTRIES {
-            let devfn = devfn as u8;
-            let source = spec::SourceId::from_raw(u16::from(run.bus) << 8 | u16::from(devfn));
-            let stays = book.is_owned(kept.id.segment, source);
-            let entry = if stays { roots::context_entry(memory, run.table, devfn)?.raw() } else { [0; 2] };
-            hasher.update_words(&entry);
-        }
-    }
-    Ok(hasher.finish())
-}
-
-/// Digest of a domain's table frames and their number.
-fn domain_digest<M: TableMemory>(memory: &M, book: &Book<'_>, domain: usize) -> Result<(u64, u64), NoMemory> {
-    let mut hasher = Hasher::new(0);
-    let mut frames = 0;
-    let mut chunk = [0; 64];
-    for run in book.tables.iter().filter(|t| t.domain == domain) {
-        frames += run.extent.count();
-        for offset in (0..run.extent.bytes()).step_by(size_of_val(&chunk)) {
-            memory.read_words(run.extent.start().plus(offset), &mut chunk)?;
-            hasher.update_words(&chunk);
-        }
-    }
-    Ok((hasher.finish(), frames))
 }
 
 /// Frames records and counts them.

@@ -36,6 +36,19 @@ fn an_update_completes_on_every_kind_of_unit() {
     }
 }
 
+#[test]
+fn an_update_completes_in_scalable_mode_with_either_stage() {
+    for mode in ["second-stage", "first-stage"] {
+        for seed in 0..3 {
+            let mut config = machine(seed);
+            config.units = config.units.into_iter().map(UnitConfig::with_scalable_mode).collect();
+            let run = play(&RunConfig::new(config, 2).with_option("mode", mode));
+            assert_good(&run, &format!("{mode}, seed {seed}"));
+            assert_eq!(run.handovers.len(), 2);
+        }
+    }
+}
+
 /// The first unit for `sources`, the second, without a queue, for the rest.
 fn two_units(sources: &[SourceId]) -> MachineConfig {
     let mut rest = UnitConfig::plain(BASE, 48).without_queue();

@@ -10,6 +10,8 @@ use crate::{DomainId, PhysAddr};
 pub const CONTEXT_ENTRIES: u64 = 128;
 /// Entries in a PASID table.
 pub const PASID_TABLE_ENTRIES: u64 = 64;
+/// PASIDs are numbers of 20 bits: they are below this.
+pub const PASIDS: u32 = 1 << 20;
 
 bitfields! {
     /// A context entry in scalable mode (VT-d 9.4).

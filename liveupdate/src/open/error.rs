@@ -3,7 +3,7 @@
 use crate::book::Token;
 use crate::error::Full;
 use spec::kho::KhoError;
-use spec::{Extent, PhysAddr, handover};
+use spec::{Extent, PhysAddr, Requester, handover};
 
 /// Why a handover cannot be opened. Nothing was adopted: the incoming kernel leaves the units as they are and every
 /// device where it is.
@@ -48,6 +48,9 @@ pub enum OpenError {
         /// What is wrong with it, in words.
         what: &'static str,
     },
+    /// A requester in scalable mode lacks its PASID directory or the PASID of its requests without PASID, or shares a
+    /// directory with another under another context entry.
+    Incomplete(Requester),
     /// The blob has no release record.
     NoRelease,
     /// Two things of the handover share frames, or a frame lies in two of them.
@@ -96,6 +99,7 @@ impl core::fmt::Display for OpenError {
             Self::Record { ordinal, kind, what } => write!(f, "record {ordinal} (kind {kind}): {what}"),
             Self::Overlap(e) => write!(f, "the handover uses {e} for two things"),
             Self::TokenTwice(t) => write!(f, "token {t} names two things of the handover"),
+            Self::Incomplete(r) => write!(f, "the PASID structures of {r} are not all in the handover"),
             Self::NoRelease => write!(f, "the handover does not say who wrote it"),
             Self::Full(e) => e.fmt(f),
         }

@@ -1,6 +1,7 @@
 //! Records of interrupt tables, as foreign data.
 
-use super::{Body, OpenError, Opened};
+use super::records::Body;
+use super::{OpenError, Opened};
 use crate::interrupts;
 use spec::handover;
 use spec::regs::Irta;

@@ -78,10 +78,12 @@ fn from_preserve_to_retrieve_the_devices_never_miss_a_translation() {
     assert_eq!((domain.top_table, domain.levels), (scene.disk.top, 4));
     assert!(runs.iter().any(|r| r.contains(scene.disk.top.frame())));
     assert_eq!(ids, [(unit, DomainId(8))]);
-    let mut aliases = Vec::new();
-    let disk = incoming.retrieve_requester(DISK, &mut |a| aliases.push(a)).unwrap();
-    assert_eq!((disk.requester, disk.domain, disk.unit), (requester(DISK_SOURCE), DISK_DOMAIN, unit));
-    assert_eq!((disk.domain_id, aliases), (DomainId(8), vec![DISK_ALIAS]));
+    let (mut aliases, mut pasids) = (Vec::new(), Vec::new());
+    let disk =
+        incoming.retrieve_requester(DISK, &mut |a| aliases.push(a), &mut |p| pasids.push(p.pasid)).unwrap();
+    assert_eq!((disk.requester, disk.unit), (requester(DISK_SOURCE), unit));
+    assert_eq!(disk.domain, Some((DISK_DOMAIN, DomainId(8))));
+    assert_eq!((aliases, pasids), (vec![DISK_ALIAS], vec![0]));
 }
 
 #[test]
@@ -119,12 +121,12 @@ fn what_cannot_be_retrieved_is_refused_by_name() {
         Err(RetrieveError::Unknown(AUDIO_DOMAIN)),
         "no region"
     );
-    let early = incoming.retrieve_requester(AUDIO, &mut |_| ());
+    let early = incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ());
     let (requester, domain) = (requester(AUDIO_SOURCE), AUDIO_DOMAIN);
     assert_eq!(early, Err(RetrieveError::DomainFirst { requester, domain }));
     assert!(early.unwrap_err().to_string().contains("before its requester"));
     assert!(incoming.retrieve_domain(SOUND, &mut |_| (), &mut |_, _| ()).is_err());
-    assert!(incoming.retrieve_requester(DISK_DOMAIN, &mut |_| ()).is_err());
+    assert!(incoming.retrieve_requester(DISK_DOMAIN, &mut |_| (), &mut |_| ()).is_err());
     let mut tokens = BTreeSet::new();
     incoming.for_each_token(&mut |t| assert!(tokens.insert(t)));
     assert_eq!(tokens, [SOUND, DISK_MEMORY, BAR, AUDIO_DOMAIN, DISK_DOMAIN, AUDIO, DISK].into());
@@ -142,8 +144,8 @@ fn lesson_10_nothing_is_retrieved_twice() {
     let again =
         incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| panic!("no run"), &mut |_, _| panic!("no id"));
     assert_eq!(again, Err(RetrieveError::Twice(AUDIO_DOMAIN)));
-    incoming.retrieve_requester(AUDIO, &mut |_| ()).unwrap();
-    let again = incoming.retrieve_requester(AUDIO, &mut |_| ());
+    incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ()).unwrap();
+    let again = incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ());
     assert_eq!(again, Err(RetrieveError::Twice(AUDIO)));
 }
 
@@ -161,7 +163,7 @@ fn lesson_13_tokens_of_64_bits_survive_whole() {
     }
     assert_eq!(incoming.retrieve_region(DISK_MEMORY), Ok(disk_memory()));
     let domain = incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
-    let requester = incoming.retrieve_requester(AUDIO, &mut |_| ()).unwrap();
+    let requester = incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ()).unwrap();
     assert_eq!((domain.token, requester.token), (AUDIO_DOMAIN, AUDIO));
 }
 
@@ -186,9 +188,12 @@ fn a_domain_that_fails_its_checks_is_blocked_alone_and_forgotten() {
     assert!(incoming.is_blocked(DISK_DOMAIN) && !incoming.is_blocked(AUDIO_DOMAIN));
     let refused = incoming.retrieve_domain(DISK_DOMAIN, &mut |_| (), &mut |_, _| ());
     assert_eq!(refused, Err(RetrieveError::Blocked(DISK_DOMAIN)));
-    assert_eq!(incoming.retrieve_requester(DISK, &mut |_| ()), Err(RetrieveError::Blocked(DISK)));
+    assert_eq!(
+        incoming.retrieve_requester(DISK, &mut |_| (), &mut |_| ()),
+        Err(RetrieveError::Blocked(DISK))
+    );
     incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
-    incoming.retrieve_requester(AUDIO, &mut |_| ()).unwrap();
+    incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ()).unwrap();
 }
 
 #[test]
@@ -272,7 +277,7 @@ fn a_unit_that_is_missing_takes_its_domains_with_it_and_no_other() {
     assert_eq!(ids, [(scene.machine.units[0].id, DomainId(7))]);
     incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
     // What the missing unit may still reach is not given away.
-    incoming.retrieve_requester(AUDIO, &mut |_| ()).unwrap();
+    incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ()).unwrap();
     scene.machine.take_steps();
     incoming.finish(&mut MaySleep::at_thread_start(), &mut |_| ());
     assert!(!scene.machine.take_steps().iter().any(|s| matches!(s, Step::GiveBack(_))));
@@ -361,7 +366,7 @@ fn two_updates_in_a_row_carry_the_same_things() {
             incoming.retrieve_domain(domain, &mut |_| (), &mut |_, _| ()).unwrap();
         }
         for who in [AUDIO, DISK] {
-            incoming.retrieve_requester(who, &mut |_| ()).unwrap();
+            incoming.retrieve_requester(who, &mut |_| (), &mut |_| ()).unwrap();
         }
         let mut ctx = MaySleep::at_thread_start();
         assert_eq!(incoming.finish(&mut ctx, &mut |_| ()), 0);

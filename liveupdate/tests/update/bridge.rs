@@ -82,7 +82,7 @@ fn the_bridge_stays_with_whichever_of_them_is_retrieved_and_goes_with_the_last()
         incoming.retrieve_domain(DISK_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
         for token in retrieved {
             let mut aliases = Vec::new();
-            incoming.retrieve_requester(*token, &mut |a| aliases.push(a)).unwrap();
+            incoming.retrieve_requester(*token, &mut |a| aliases.push(a), &mut |_| ()).unwrap();
             assert_eq!(aliases, [DISK_ALIAS]);
         }
         incoming.finish(&mut MaySleep::at_thread_start(), &mut |_| ());

@@ -5,7 +5,7 @@ use crate::common::scene::*;
 use crate::common::unit::Blocked;
 use crate::common::{Store, requester};
 use liveupdate::host::{Atomic, Forget, MaySleep};
-use liveupdate::{CutOffEvent, Outgoing};
+use liveupdate::{Context, CutOffEvent, Outgoing};
 use spec::{Requester, UnitId};
 use std::collections::BTreeSet;
 
@@ -114,7 +114,10 @@ fn a_requester_in_pass_through_that_is_not_preserved_is_cut_off_too() {
     let through = crate::common::tables::context(9, scene.other).with_tt(2);
     scene.machine.put_context(0, OTHER, through);
     let (events, _) = cut_off(&scene);
-    assert!(events.contains(&CutOffEvent::Cleared { requester: requester(OTHER), entry: through }));
+    assert!(
+        events
+            .contains(&CutOffEvent::Cleared { requester: requester(OTHER), entry: Context::Legacy(through) })
+    );
     assert_eq!(scene.machine.dma(OTHER, 0x1234_5000), Err(Blocked::Context));
 }
 

@@ -5,7 +5,7 @@ use crate::common::scene::*;
 use crate::common::tables::context;
 use crate::common::{Store, extent, requester, source};
 use audit::{Invariant, What};
-use liveupdate::host::{Atomic, MaySleep};
+use liveupdate::host::{Adoptable, Atomic, MaySleep};
 use liveupdate::{
     FreezeError, FreezeInput, MAX_SCRATCH, MAX_UNITS, Outgoing, RegionKind, Token, UnpreserveError,
 };
@@ -115,8 +115,13 @@ fn every_finding_reaches_the_hosts_sink() {
         scene.machine.set(scene.machine.entry(scene.audio, IOVA + 0x1000 * page, 0), 0x3000_0000 | 3);
     }
     let mut words = vec![0; 1 << 15];
-    let input =
-        FreezeInput { release: "r", update: 1, scratch: &[], reserved: liveupdate::ReservedMemory::CutOff };
+    let input = FreezeInput {
+        release: "r",
+        update: 1,
+        scratch: &[],
+        reserved: liveupdate::ReservedMemory::CutOff,
+        successor: Adoptable::EVERYTHING,
+    };
     let mut findings = Vec::new();
     let failed = outgoing
         .freeze(&mut ctx, &input, &mut audit::Scratch::new(&mut words), &mut |f| findings.push(f))
@@ -131,8 +136,13 @@ fn an_auditor_without_working_memory_is_a_refusal_too() {
     let (scene, mut store, mut ctx) = (Scene::new(), Store::of(16), ctx());
     let outgoing = scene.preserve(&mut store, &mut ctx);
     let before = (scene.machine.snapshot(), outgoing.totals());
-    let input =
-        FreezeInput { release: "r", update: 1, scratch: &[], reserved: liveupdate::ReservedMemory::CutOff };
+    let input = FreezeInput {
+        release: "r",
+        update: 1,
+        scratch: &[],
+        reserved: liveupdate::ReservedMemory::CutOff,
+        successor: Adoptable::EVERYTHING,
+    };
     let failed =
         outgoing.freeze(&mut ctx, &input, &mut audit::Scratch::new(&mut []), &mut |_| ()).unwrap_err();
     assert!(matches!(failed.why, FreezeError::Unreadable(audit::Unreadable::ScratchTooSmall { .. })));
@@ -159,6 +169,7 @@ fn nothing_preserved_may_lie_where_the_next_kernel_boots() {
             update: 1,
             scratch,
             reserved: liveupdate::ReservedMemory::CutOff,
+            successor: Adoptable::EVERYTHING,
         })
     };
     let last = extent(sound().start().get() + 0x7000, 16);
@@ -178,11 +189,21 @@ fn nothing_preserved_may_lie_where_the_next_kernel_boots() {
 #[test]
 fn what_no_reader_would_take_is_refused_before_the_jump() {
     let many = vec![scratch(); MAX_SCRATCH + 1];
-    let input =
-        FreezeInput { release: "r", update: 1, scratch: &many, reserved: liveupdate::ReservedMemory::CutOff };
+    let input = FreezeInput {
+        release: "r",
+        update: 1,
+        scratch: &many,
+        reserved: liveupdate::ReservedMemory::CutOff,
+        successor: Adoptable::EVERYTHING,
+    };
     assert!(matches!(refused_with(&input), FreezeError::TooLarge(_)));
-    let input =
-        FreezeInput { release: "r", update: 0, scratch: &[], reserved: liveupdate::ReservedMemory::CutOff };
+    let input = FreezeInput {
+        release: "r",
+        update: 0,
+        scratch: &[],
+        reserved: liveupdate::ReservedMemory::CutOff,
+        successor: Adoptable::EVERYTHING,
+    };
     assert_eq!(refused_with(&input), FreezeError::UpdateZero);
 }
 
@@ -207,6 +228,7 @@ fn a_release_string_is_cut_between_characters_not_within_one() {
             update: 41,
             scratch: &[scratch()],
             reserved: liveupdate::ReservedMemory::CutOff,
+            successor: Adoptable::EVERYTHING,
         };
         let sealed =
             outgoing.freeze(&mut ctx, &input, &mut audit::Scratch::new(&mut words), &mut |_| ()).unwrap();

@@ -17,7 +17,7 @@ fn adopt<'h, 's>(scene: &'h Scene, container: &Container, store: &'s mut Store) 
 
 fn retrieve(incoming: &mut Incoming<'_, '_, Machine>, domain: Token, requester: Token) {
     incoming.retrieve_domain(domain, &mut |_| (), &mut |_, _| ()).unwrap();
-    incoming.retrieve_requester(requester, &mut |_| ()).unwrap();
+    incoming.retrieve_requester(requester, &mut |_| (), &mut |_| ()).unwrap();
 }
 
 fn given(steps: &[Step]) -> Vec<Extent> {

@@ -37,7 +37,7 @@ fn live_with(scene: &Scene, container: &Container) {
             for token in tokens {
                 let _ = incoming.retrieve_region(token);
                 let _ = incoming.retrieve_domain(token, &mut |_| (), &mut |_, _| ());
-                let _ = incoming.retrieve_requester(token, &mut |_| ());
+                let _ = incoming.retrieve_requester(token, &mut |_| (), &mut |_| ());
             }
             incoming.finish(&mut ctx, &mut |_| ());
         }

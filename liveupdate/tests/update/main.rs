@@ -16,4 +16,5 @@ mod order;
 mod refusals;
 mod releases;
 mod reserved;
+mod scalable;
 mod scattered;

@@ -24,7 +24,7 @@ fn the_right_order_works_and_the_book_counts_it() {
     assert!(marked.contains(&root), "the unit's root table comes with the requester");
     assert!(sound().first().number() == 0x10000 && (0x10000..0x10008).all(|n| marked.contains(&n)));
     assert!(!marked.contains(&bar().first().number()), "a device range has no frames to keep");
-    assert!(outgoing.requesters().any(|k| k.token == DISK && k.entry.did() == 8));
+    assert!(outgoing.requesters().any(|k| k.token == DISK && k.domain_id.0 == 8));
     assert!(outgoing.regions().any(|r| r.token == BAR));
     assert!(outgoing.domains().any(|d| d.token == AUDIO_DOMAIN && d.levels == 3));
     assert!(outgoing.units().all(|u| u.requesters == 2));

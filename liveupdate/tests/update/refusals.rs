@@ -77,7 +77,7 @@ fn a_unit_that_is_off_or_in_another_mode_preserves_nobody() {
     unit.status.set(unit.status.get().with_tes(false));
     assert_eq!(refused(&scene, OTHER), PreserveError::UnitNotTranslating(unit.id));
     unit.status.set(unit.status.get().with_tes(true));
-    for mode in [1, 2, 3] {
+    for mode in [2, 3] {
         unit.root.set(unit.root.get().with_ttm(mode));
         assert_eq!(refused(&scene, OTHER), PreserveError::UnitNotTranslating(unit.id));
     }

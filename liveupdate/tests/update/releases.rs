@@ -23,7 +23,7 @@ fn carries_over(scene: &Scene, container: &Container, skipped: u32) {
     for (domain, who, source) in [(AUDIO_DOMAIN, AUDIO, AUDIO_SOURCE), (DISK_DOMAIN, DISK, DISK_SOURCE)] {
         incoming.retrieve_domain(domain, &mut |_| (), &mut |_, _| ()).unwrap();
         let mut aliases = 0;
-        let retrieved = incoming.retrieve_requester(who, &mut |_| aliases += 1).unwrap();
+        let retrieved = incoming.retrieve_requester(who, &mut |_| aliases += 1, &mut |_| ()).unwrap();
         assert_eq!((retrieved.requester, aliases), (requester(source), u32::from(who == DISK)));
     }
     assert_eq!(incoming.finish(&mut ctx, &mut |_| ()), 0);

@@ -4,7 +4,7 @@ use crate::common::machine::Machine;
 use crate::common::scene::*;
 use crate::common::tables::Tables;
 use crate::common::{Store, extent, requester, source};
-use liveupdate::host::{Atomic, MaySleep};
+use liveupdate::host::{Adoptable, Atomic, MaySleep};
 use liveupdate::{FreezeError, FreezeInput, NotFrozen, Outgoing, RegionKind, ReservedMemory, Sealed, Token};
 use spec::{Extent, Requester};
 
@@ -24,7 +24,13 @@ fn freeze_with<'h, 's>(
 ) -> Result<Sealed<'h, 's, Machine>, NotFrozen<'h, 's, Machine>> {
     let mut words = vec![0; 1 << 15];
     let reserved = ReservedMemory::Reduced(list);
-    let input = FreezeInput { release: "1.0-test", update: 1, scratch: &[scratch()], reserved };
+    let input = FreezeInput {
+        release: "1.0-test",
+        update: 1,
+        scratch: &[scratch()],
+        reserved,
+        successor: Adoptable::EVERYTHING,
+    };
     outgoing.freeze(ctx, &input, &mut audit::Scratch::new(&mut words), &mut |_| ())
 }
 

@@ -234,7 +234,7 @@ pub(crate) fn retrieve_requester<'k, 'p, P: Platform + ?Sized>(
     domain: DomainHandle,
 ) -> Result<SourceId, Trouble> {
     let mut aliases = Vec::new();
-    let retrieved = incoming.retrieve_requester(token, &mut |alias| aliases.push(alias));
+    let retrieved = incoming.retrieve_requester(token, &mut |alias| aliases.push(alias), &mut |_| {});
     let requester = retrieved.map_err(Trouble::at("retrieve a requester"))?.requester;
     let imported = kernel.iommu.import_requester(ctx, requester, &aliases, domain);
     imported.map_err(Trouble::at("import a requester"))?;
@@ -272,7 +272,7 @@ fn report_adoption<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, events: &[A
                 step: "adopt".to_string(),
                 why: alloc::format!("domain id {domain} of unit {id} is taken"),
             }),
-            AdoptEvent::Entry(_) | AdoptEvent::Blocked(_) => {}
+            AdoptEvent::Entry(_) | AdoptEvent::Blocked(_) | AdoptEvent::RequesterBlocked(_) => {}
         }
     }
 }

@@ -6,6 +6,7 @@
 use super::trouble::Trouble;
 use crate::platform::Platform;
 use iommu::{Config, Mode};
+use liveupdate::host::Adoptable;
 
 /// The options `mode=NAME`, `registers-only` and `narrow-queue`.
 pub(crate) fn config<P: Platform + ?Sized>(platform: &P) -> Result<Config, Trouble> {
@@ -22,4 +23,13 @@ pub(crate) fn config<P: Platform + ?Sized>(platform: &P) -> Result<Config, Troub
         narrow_queue: platform.option("narrow-queue").is_some(),
         ..Config::default()
     })
+}
+
+/// What a kernel that drives its units in `mode` can take over: units in that mode, with tables of either stage that
+/// the mode has.
+pub(crate) fn adoptable(mode: Mode) -> Adoptable {
+    match mode {
+        Mode::Legacy => Adoptable::LEGACY,
+        Mode::SecondStage | Mode::FirstStage => Adoptable { legacy: false, ..Adoptable::EVERYTHING },
+    }
 }

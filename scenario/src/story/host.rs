@@ -10,7 +10,7 @@ use core::cell::{Cell, RefCell};
 use core::fmt;
 use iommu::{Hal, Iommu, VtdUnit};
 use liveupdate::host::{
-    Atomic, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory, RequesterKind, TableMemory,
+    Adoptable, Atomic, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory, RequesterKind, TableMemory,
 };
 use spec::{Extent, Frame, PhysAddr, Requester, Segment, SourceId, UnitId};
 
@@ -239,6 +239,10 @@ impl<'k, 'p, P: Platform + ?Sized> Host for Kernel<'k, 'p, P> {
     }
     fn give_back(&self, _: &mut MaySleep, run: Extent) {
         self.platform().free(run);
+    }
+    fn adoptable(&self) -> Adoptable {
+        let mode = self.iommu.units().first().map(|unit| unit.config().mode);
+        mode.map_or(Adoptable::NOTHING, super::drive::adoptable)
     }
     fn now(&self) -> u64 {
         self.platform().now()

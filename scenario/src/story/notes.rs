@@ -84,6 +84,8 @@ impl Notes {
                 self.confirmed.0 += 1;
             }
             CutOffEvent::InterruptCleared { .. } => {}
+            // The requester stays: its other PASIDs go on.
+            CutOffEvent::PasidCleared { .. } => {}
             CutOffEvent::NotConfirmed(_) | CutOffEvent::Unreachable(_) => self.confirmed.1 += 1,
         }
     }

@@ -56,7 +56,7 @@ pub(crate) fn preserve<'k, 'p, P: Platform + ?Sized>(
         let token = plan::reduced(b'r', source);
         outgoing.preserve_requester(ctx, token, who).map_err(Trouble::at("preserve a reduced requester"))?;
         let kept = outgoing.requesters().find(|kept| kept.token == token);
-        let domain_id = kept.map(|kept| kept.entry.domain_id().0).unwrap_or_default();
+        let domain_id = kept.map(|kept| kept.domain_id.0).unwrap_or_default();
         let requester = text::source(source);
         scene.platform().event(&Event::Preserved { requester, domain_id, token: plan::name(token) });
     }

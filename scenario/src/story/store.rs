@@ -3,7 +3,9 @@
 use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
-use liveupdate::{AliasOf, ContextRun, Domain, Kept, KeptUnit, Region, Storage, TableRun};
+use liveupdate::{
+    AliasOf, Attached, ContextRun, Domain, Kept, KeptUnit, PasidRun, Region, Storage, TableRun,
+};
 use spec::Extent;
 
 /// Words of working memory for the auditor: half a megabyte.
@@ -15,6 +17,8 @@ pub(crate) struct Store {
     domains: Box<[Option<Domain>]>,
     tables: Box<[Option<TableRun>]>,
     requesters: Box<[Option<Kept>]>,
+    attachments: Box<[Option<Attached>]>,
+    pasid_runs: Box<[Option<PasidRun>]>,
     aliases: Box<[Option<AliasOf>]>,
     units: Box<[Option<KeptUnit>]>,
     contexts: Box<[Option<ContextRun>]>,
@@ -28,10 +32,12 @@ impl Store {
             domains: vec![None; 32].into(),
             tables: vec![None; 256].into(),
             requesters: vec![None; 64].into(),
+            attachments: vec![None; 128].into(),
+            pasid_runs: vec![None; 128].into(),
             aliases: vec![None; 64].into(),
             units: vec![None; 8].into(),
             contexts: vec![None; 64].into(),
-            runs: vec![None; 512].into(),
+            runs: vec![None; 640].into(),
         }
     }
 
@@ -41,6 +47,8 @@ impl Store {
             domains: &mut self.domains,
             tables: &mut self.tables,
             requesters: &mut self.requesters,
+            attachments: &mut self.attachments,
+            pasid_runs: &mut self.pasid_runs,
             aliases: &mut self.aliases,
             units: &mut self.units,
             contexts: &mut self.contexts,

@@ -12,8 +12,8 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
 use iommu::DomainHandle;
-use liveupdate::host::{Atomic, MaySleep, TableMemory};
-use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, ReservedMemory, Sealed, Token};
+use liveupdate::host::{Atomic, Host, MaySleep, TableMemory};
+use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, ReservedMemory, Sealed, Stage, Token};
 use spec::{PAGE_SIZE, PhysAddr, SourceId};
 
 /// Time between the starts of the two transfers that will be refused, so that a unit with a single fault record can hold
@@ -109,7 +109,7 @@ fn preserve<'k, 'p, P: Platform + ?Sized>(
         preserve_domain(scene.kernel, outgoing, ctx, domain_token, domain)?;
         let preserved = outgoing.preserve_requester(ctx, token, requester(source));
         preserved.map_err(Trouble::at("preserve a requester"))?;
-        let domain_id = outgoing.requesters().find(|k| k.token == token).map(|k| k.entry.domain_id().0);
+        let domain_id = outgoing.requesters().find(|k| k.token == token).map(|k| k.domain_id.0);
         let (requester, domain_id) = (text::source(source), domain_id.unwrap_or_default());
         platform.event(&Event::Preserved { requester, domain_id, token: plan::name(token) });
     }
@@ -131,7 +131,12 @@ pub(crate) fn preserve_domain<'k, 'p, P: Platform + ?Sized>(
     let none = || Trouble::new("preserve a domain", "the driver does not know it");
     let top_table = kernel.iommu.top_table(domain).ok_or_else(none)?;
     let levels = kernel.iommu.levels(domain).ok_or_else(none)?;
-    let preserved = outgoing.preserve_domain(ctx, token, DomainTablesOf { top_table, levels, runs: &runs });
+    let stage = match kernel.iommu.stage(domain).ok_or_else(none)? {
+        iommu::Stage::Second => Stage::Second,
+        iommu::Stage::First => Stage::First,
+    };
+    let of = DomainTablesOf { top_table, stage, levels, parent: None, runs: &runs };
+    let preserved = outgoing.preserve_domain(ctx, token, of);
     preserved.map_err(Trouble::at("preserve a domain"))
 }
 
@@ -161,7 +166,9 @@ fn freeze<'k, 's, 'p, P: Platform + ?Sized>(
     let reserved: Vec<_> =
         scene.reserved.iter().map(|(source, region)| (requester(*source), *region)).collect();
     let reserved = ReservedMemory::Reduced(&reserved);
-    let input = FreezeInput { release: platform.release(), update, scratch: &homes, reserved };
+    // The successor is given the same command line.
+    let successor = scene.kernel.adoptable();
+    let input = FreezeInput { release: platform.release(), update, scratch: &homes, reserved, successor };
     let mut words = super::store::audit_words();
     let mut findings = Vec::new();
     #[allow(clippy::result_large_err)] // the error is the whole outgoing side, handed back

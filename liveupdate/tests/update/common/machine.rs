@@ -3,7 +3,8 @@
 use super::unit::{Blocked, FakeUnit};
 use liveupdate::Container;
 use liveupdate::host::{
-    Atomic, Forget, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory, RequesterKind, TableMemory,
+    Adoptable, Atomic, Forget, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory, RequesterKind,
+    TableMemory,
 };
 use spec::{Extent, Frame, PhysAddr, Requester, SourceId, UnitId};
 use std::cell::{Cell, RefCell};
@@ -42,6 +43,11 @@ impl Shared {
         let frames = self.frames.borrow();
         frames.get(&at.frame().number()).map(|page| page[(at.get() % 4096 / 8) as usize])
     }
+    /// A store by somebody else than the core.
+    pub fn set(&self, at: PhysAddr, value: u64) {
+        let mut frames = self.frames.borrow_mut();
+        frames.get_mut(&at.frame().number()).unwrap()[(at.get() % 4096 / 8) as usize] = value;
+    }
     pub fn step(&self, step: Step) {
         self.steps.borrow_mut().push(step);
     }
@@ -69,6 +75,7 @@ pub struct Machine {
     pub holds: RefCell<BTreeMap<u64, u32>>,
     pub logged: RefCell<Vec<String>>,
     pub clock: Cell<u64>,
+    pub adoptable: Cell<Adoptable>,
     /// The reservation (allocation) that fails, counted down to zero.
     pub fail_reserve: Cell<Option<u32>>,
     pub fail_allocate: Cell<Option<u32>>,
@@ -93,6 +100,7 @@ impl Machine {
             holds: RefCell::default(),
             logged: RefCell::default(),
             clock: Cell::new(1_000_000_000),
+            adoptable: Cell::new(Adoptable::EVERYTHING),
             fail_reserve: Cell::new(None),
             fail_allocate: Cell::new(None),
             at_reserve: Cell::new(None),
@@ -131,13 +139,17 @@ impl Machine {
 
     /// A store by somebody else than the core.
     pub fn set(&self, at: PhysAddr, value: u64) {
-        let mut frames = self.shared.frames.borrow_mut();
-        frames.get_mut(&at.frame().number()).unwrap()[(at.get() % 4096 / 8) as usize] = value;
+        self.shared.set(at, value);
     }
 
     pub fn dma(&self, source: SourceId, iova: u64) -> Result<u64, Blocked> {
         let unit = self.behind.borrow().get(&source).copied().unwrap_or(0);
         self.units[unit].dma(source, iova)
+    }
+
+    pub fn request(&self, source: SourceId, pasid: Option<u32>, iova: u64) -> Result<u64, Blocked> {
+        let unit = self.behind.borrow().get(&source).copied().unwrap_or(0);
+        self.units[unit].request(source, pasid, iova)
     }
 
     pub fn snapshot(&self) -> Snapshot {
@@ -296,6 +308,9 @@ impl Host for Machine {
     fn give_back(&self, _: &mut MaySleep, run: Extent) {
         self.may_sleep("give_back");
         self.shared.step(Step::GiveBack(run));
+    }
+    fn adoptable(&self) -> Adoptable {
+        self.adoptable.get()
     }
     fn now(&self) -> u64 {
         self.clock.replace(self.clock.get() + 1000)

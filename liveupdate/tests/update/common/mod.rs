@@ -9,11 +9,14 @@
 pub mod interrupts;
 pub mod machine;
 pub mod reseal;
+pub mod scalable;
 pub mod scene;
 pub mod tables;
 pub mod unit;
 
-use liveupdate::{AliasOf, ContextRun, Domain, Kept, KeptUnit, Region, Storage, TableRun};
+use liveupdate::{
+    AliasOf, Attached, ContextRun, Domain, Kept, KeptUnit, PasidRun, Region, Storage, TableRun,
+};
 use spec::{Extent, PhysAddr, Requester, Segment, SourceId};
 
 /// Storage for a book, as much as a test wants.
@@ -22,6 +25,8 @@ pub struct Store {
     pub domains: Vec<Option<Domain>>,
     pub tables: Vec<Option<TableRun>>,
     pub requesters: Vec<Option<Kept>>,
+    pub attachments: Vec<Option<Attached>>,
+    pub pasid_runs: Vec<Option<PasidRun>>,
     pub aliases: Vec<Option<AliasOf>>,
     pub units: Vec<Option<KeptUnit>>,
     pub contexts: Vec<Option<ContextRun>>,
@@ -36,6 +41,8 @@ impl Store {
             domains: vec![None; n],
             tables: vec![None; n],
             requesters: vec![None; n],
+            attachments: vec![None; n],
+            pasid_runs: vec![None; n],
             aliases: vec![None; n],
             units: vec![None; n],
             contexts: vec![None; n],
@@ -49,6 +56,8 @@ impl Store {
             domains: &mut self.domains,
             tables: &mut self.tables,
             requesters: &mut self.requesters,
+            attachments: &mut self.attachments,
+            pasid_runs: &mut self.pasid_runs,
             aliases: &mut self.aliases,
             units: &mut self.units,
             contexts: &mut self.contexts,

@@ -12,7 +12,7 @@
 use super::machine::Machine;
 use super::tables::Tables;
 use super::{Store, extent, requester};
-use liveupdate::host::{Atomic, MaySleep};
+use liveupdate::host::{Adoptable, Atomic, MaySleep};
 use liveupdate::{
     Checked, Container, CutOffEvent, FreezeInput, NotFrozen, Outgoing, RegionKind, Sealed, Token,
 };
@@ -138,6 +138,7 @@ pub fn freeze<'h, 's>(
         update: 1,
         scratch: &[scratch()],
         reserved: liveupdate::ReservedMemory::CutOff,
+        successor: Adoptable::EVERYTHING,
     };
     outgoing.freeze(ctx, &input, &mut audit::Scratch::new(&mut words), &mut |_| ())
 }

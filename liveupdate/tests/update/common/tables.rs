@@ -1,7 +1,7 @@
 //! What the machine's driver would do: domains, mappings, attachments.
 
 use super::machine::Machine;
-use liveupdate::DomainTablesOf;
+use liveupdate::{DomainTablesOf, Stage};
 use spec::context::ContextEntry;
 use spec::root::RootEntry;
 use spec::second_stage::{self, SecondStageEntry};
@@ -11,23 +11,35 @@ use spec::{Extent, PhysAddr, SourceId};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tables {
     pub top: PhysAddr,
+    pub stage: Stage,
     pub levels: u8,
 }
 
 impl Tables {
     /// As the core is told of it.
     pub fn of(self) -> DomainTablesOf<'static> {
-        DomainTablesOf { top_table: self.top, levels: self.levels, runs: &[] }
+        DomainTablesOf {
+            top_table: self.top,
+            stage: self.stage,
+            levels: self.levels,
+            parent: None,
+            runs: &[],
+        }
     }
 }
 
-fn pointer(to: PhysAddr) -> SecondStageEntry {
-    SecondStageEntry::ZERO.with_r(true).with_w(true).with_addr(to.get() >> 12)
+/// An entry of either stage that leads to a table or a 4 KiB leaf: read and write, or present, writable and for users.
+fn pointer(stage: Stage, to: PhysAddr) -> u64 {
+    to.get() | if stage == Stage::Second { 0b11 } else { 0b111 }
 }
 
 impl Machine {
     pub fn domain(&self, levels: u8) -> Tables {
-        Tables { top: self.table(), levels }
+        Tables { top: self.table(), stage: Stage::Second, levels }
+    }
+
+    pub fn first_stage(&self, levels: u8) -> Tables {
+        Tables { top: self.table(), stage: Stage::First, levels }
     }
 
     /// Where the entry for `iova` at `level` lies; tables on the way are made.
@@ -35,9 +47,10 @@ impl Machine {
         let mut table = domain.top;
         for above in (level + 1..domain.levels).rev() {
             let at = table.plus(8 * second_stage::index(iova, above));
+            // Both stages have the address in the same place, and bit 0 in every entry that is made here.
             let entry = SecondStageEntry::from_raw(self.get(at));
             table = if entry.is_present() { entry.address() } else { self.table() };
-            self.set(at, pointer(table).raw());
+            self.set(at, self.get(at) | pointer(domain.stage, table));
         }
         table.plus(8 * second_stage::index(iova, level))
     }
@@ -46,14 +59,14 @@ impl Machine {
     pub fn map(&self, domain: Tables, iova: u64, to: Extent) {
         for n in 0..to.count() {
             let at = self.entry(domain, iova + 4096 * n, 0);
-            self.set(at, pointer(to.start().plus(4096 * n)).raw());
+            self.set(at, pointer(domain.stage, to.start().plus(4096 * n)));
         }
     }
 
     /// Maps one large leaf.
     pub fn map_large(&self, domain: Tables, iova: u64, to: PhysAddr, level: u8) {
         let at = self.entry(domain, iova, level);
-        self.set(at, pointer(to).with_ps(true).raw());
+        self.set(at, pointer(domain.stage, to) | 1 << 7);
     }
 
     pub fn root_entry(&self, unit: usize, bus: u8) -> PhysAddr {

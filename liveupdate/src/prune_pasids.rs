@@ -1,0 +1,151 @@
+//! The cut-off below a preserved requester in scalable mode: PASIDs that were not preserved go, out of its PASID tables or
+//! with a whole table out of its PASID directory.
+//!
+//! A directory is walked to the end of the frames that it takes, whatever its size: hardware reads as much of it as the
+//! context entry says, and what lies beyond must not look like damage to the next kernel.
+
+use crate::book::PasidRun;
+use crate::host::{Host, NoMemory};
+use crate::prune::{CutOffEvent, Pruning};
+use crate::roots::{self, PASID_BYTES};
+use spec::scalable::{
+    PASID_TABLE_ENTRIES, PasidDirectoryEntry, PasidEntry, ScalableContextEntry, directory_index,
+};
+use spec::{PhysAddr, Requester};
+
+impl<H: Host> Pruning<'_, '_, H> {
+    /// The directories that stay on this unit, each with its context entry.
+    fn directories(&self) -> impl Iterator<Item = (&PasidRun, ScalableContextEntry)> {
+        let own = move |r: &&PasidRun| Some(r.unit) == self.index && r.first_pasid.is_none();
+        let runs = self.book.pasid_runs.iter().map(|(_, r)| r).filter(own);
+        runs.filter(|run| self.users(run).next().is_some())
+            .filter_map(|run| Some((run, self.book.context_to(run)?)))
+    }
+
+    /// The requesters of a directory that stay.
+    fn users<'a>(&'a self, run: &'a PasidRun) -> impl Iterator<Item = (usize, Requester)> + 'a {
+        let user = move |(i, k): &(usize, &crate::book::Kept)| {
+            k.unit == run.unit && k.entry.directory() == Some(run.directory) && self.requester_stays(*i)
+        };
+        self.book.requesters.iter().filter(user).map(|(i, k)| (i, k.requester))
+    }
+
+    /// Clears present bits of directory entries and PASID entries.
+    pub(crate) fn clear_pasids(&self, report: &mut dyn FnMut(CutOffEvent)) {
+        for (run, context) in self.directories() {
+            if let Err(e) = self.clear_directory(run, context, report) {
+                report(CutOffEvent::Unreachable(e));
+                self.clear_contexts_to(run, report);
+            }
+        }
+    }
+
+    fn clear_directory(
+        &self,
+        run: &PasidRun,
+        context: ScalableContextEntry,
+        report: &mut dyn FnMut(CutOffEvent),
+    ) -> Result<(), NoMemory> {
+        for index in 0..context.directory_entries() {
+            let at = run.directory.plus(8 * index);
+            let entry = PasidDirectoryEntry::from_raw(self.host.read(at)?);
+            if !entry.present() {
+                continue;
+            }
+            let stays = self.pasid_table_stays(run, index, entry);
+            let cleared = self.clear_pasid_entries(run, index, entry.table(), stays, report);
+            if !stays || cleared.is_err() {
+                roots::clear_present(self.host, at)?;
+            }
+            cleared.unwrap_or_else(|e| report(CutOffEvent::Unreachable(e)));
+        }
+        Ok(())
+    }
+
+    fn clear_pasid_entries(
+        &self,
+        run: &PasidRun,
+        index: u64,
+        table: PhysAddr,
+        stays: bool,
+        report: &mut dyn FnMut(CutOffEvent),
+    ) -> Result<(), NoMemory> {
+        let Some((_, requester)) = self.users(run).next() else { return Ok(()) };
+        for pasid in pasids(index) {
+            let at = roots::pasid_entry_at(table, pasid);
+            let mut words = [0; 8];
+            self.host.read_words(at, &mut words)?;
+            let entry = PasidEntry::from_raw(words);
+            if !entry.present() || (stays && self.pasid_stays(run.directory, pasid)) {
+                continue;
+            }
+            if stays {
+                roots::clear_present(self.host, at)?;
+            }
+            report(CutOffEvent::PasidCleared { requester, pasid, entry });
+        }
+        Ok(())
+    }
+
+    /// Clears the context entries that lead to a directory that cannot be reached: what it holds is not known.
+    fn clear_contexts_to(&self, run: &PasidRun, report: &mut dyn FnMut(CutOffEvent)) {
+        for (index, requester) in self.users(run) {
+            self.book.for_each_source(index, &mut |source| {
+                let cleared = roots::find(self.host, self.mode, self.root, source).and_then(|found| {
+                    let Some((table, entry)) = found.filter(|(_, e)| e.present()) else { return Ok(()) };
+                    roots::clear_present(self.host, self.mode.entry_at(table, source.devfn()))?;
+                    let requester = Requester::new(requester.segment, source);
+                    report(CutOffEvent::Cleared { requester, entry });
+                    Ok(())
+                });
+                cleared.unwrap_or_else(|e| report(CutOffEvent::Unreachable(e)));
+            });
+        }
+    }
+
+    /// Wipes what is left of cleared directory entries and PASID entries.
+    pub(crate) fn wipe_pasids(&self, report: &mut dyn FnMut(CutOffEvent)) {
+        for (run, context) in self.directories() {
+            let wiped = (0..run.extent.bytes() / 8).try_for_each(|index| {
+                let at = run.directory.plus(8 * index);
+                let entry = PasidDirectoryEntry::from_raw(self.host.read(at)?);
+                let within = index < context.directory_entries() && entry.present();
+                if within && self.pasid_table_stays(run, index, entry) {
+                    self.wipe_pasid_entries(run, index, entry.table())
+                } else {
+                    roots::wipe(self.host, at, 8)
+                }
+            });
+            wiped.unwrap_or_else(|e| report(CutOffEvent::Unreachable(e)));
+        }
+    }
+
+    fn wipe_pasid_entries(&self, run: &PasidRun, index: u64, table: PhysAddr) -> Result<(), NoMemory> {
+        for pasid in pasids(index) {
+            let at = roots::pasid_entry_at(table, pasid);
+            let present = self.host.read(at)? & 1 == 1;
+            if !(present && self.pasid_stays(run.directory, pasid)) {
+                roots::wipe(self.host, at, PASID_BYTES)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the table that a directory entry leads to is preserved and still has a PASID to keep.
+    fn pasid_table_stays(&self, run: &PasidRun, index: u64, entry: PasidDirectoryEntry) -> bool {
+        let first = pasids(index).start;
+        let listed = self.book.pasid_run(run.unit, run.directory, Some(first));
+        let kept = |pasid| self.pasid_stays(run.directory, pasid);
+        listed.is_some_and(|(_, r)| r.extent.start() == entry.table())
+            && self
+                .book
+                .attachments_in(run.unit, run.directory)
+                .any(|a| directory_index(a.pasid) == index && kept(a.pasid))
+    }
+}
+
+/// The PASIDs that an entry of a directory stands for.
+fn pasids(index: u64) -> core::ops::Range<u32> {
+    let first = (index * PASID_TABLE_ENTRIES) as u32;
+    first..first + PASID_TABLE_ENTRIES as u32
+}
