@@ -54,11 +54,11 @@ impl Memory {
     /// Puts an image together; runs may overlap or leave the file, and are cut.
     fn new(store: Store, mut runs: Vec<Run>, form: Form, mut notes: Vec<String>) -> Self {
         let length = store.bytes();
-        let mut torn = 0;
+        let mut torn = 0_u64;
         for run in &mut runs {
             let left = length.saturating_sub(run.offset).min(u64::MAX - run.start);
             if left < run.bytes {
-                torn += run.bytes - left;
+                torn = torn.saturating_add(run.bytes - left);
                 run.bytes = left;
             }
         }

@@ -106,7 +106,8 @@ fn structure<T: FromBytes + IntoBytes + FromZeros>(memory: &Memory, at: PhysAddr
 pub fn scan(memory: &Memory) -> Vec<Kho> {
     let mut found = Vec::new();
     for run in memory.runs() {
-        let mut at = run.start.next_multiple_of(PAGE_SIZE);
+        // Behind the last frame of the address space there is none.
+        let Some(mut at) = run.start.checked_next_multiple_of(PAGE_SIZE) else { continue };
         while at >= run.start && at - run.start < run.bytes && found.len() < MAX_HANDOVERS {
             let mut magic = [0; 4];
             let here = PhysAddr::new(at);

@@ -117,7 +117,7 @@ proptest! {
         base in prop::option::of(any::<u64>()),
     ) {
         let bytes = [head, &tail].concat();
-        if let Ok(memory) = image::from_bytes(bytes.clone(), Options { base }) {
+        if let Ok(memory) = image::from_bytes(bytes.clone(), Options { base, ..Options::default() }) {
             prop_assert!(memory.bytes() <= bytes.len() as u64 || head.starts_with(b"\x28"));
             exercise(&memory, &std::fs::read(folder("min-legacy").join("vtd-regs.bin")).unwrap());
         }

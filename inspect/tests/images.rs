@@ -97,7 +97,7 @@ fn page_file_elf_core_and_raw_memory_answer_alike_from_file_and_from_memory() {
     let mut pages = Vec::new();
     image::write_pages(&mut pages, &packed, &addresses, &[]).unwrap();
 
-    let base = Options { base: Some(0x10_0000) };
+    let base = Options { base: Some(0x10_0000), ..Options::default() };
     for (form, bytes, options) in [
         (Form::Elf, core, Options::default()),
         (Form::Raw, raw, base),
@@ -138,6 +138,27 @@ fn a_file_that_ends_early_keeps_what_it_has() {
 }
 
 #[test]
+fn segments_that_all_claim_the_whole_address_space_are_cut_to_the_file() {
+    // Two program headers, patched to claim almost 2^64 bytes each: what is left out adds up beyond a word.
+    let mut bytes = elf(&[(0x5000, &[7; 64], 64), (0x9000, &[7; 64], 64)]);
+    for header in 1..3 {
+        let at = 64 + 56 * header;
+        bytes[at + 32..at + 40].copy_from_slice(&(u64::MAX - 0x1_0000).to_le_bytes());
+        bytes[at + 40..at + 48].copy_from_slice(&(u64::MAX - 0x1_0000).to_le_bytes());
+    }
+    let memory = image::from_bytes(bytes.clone(), Options::default()).unwrap();
+    assert!(memory.bytes() < bytes.len() as u64);
+    assert!(memory.notes().iter().any(|note| note.contains("early")), "{:?}", memory.notes());
+}
+
+#[test]
+fn the_last_bytes_of_the_address_space_are_searched_for_a_handover_too() {
+    let memory = image::from_bytes(elf(&[(u64::MAX - 0x100, &[7; 64], 64)]), Options::default()).unwrap();
+    let model = Model::build(&memory, Vec::new(), Hardware::default(), FindKho::Scan, Limits::default());
+    assert!(memory.bytes() == 64 && model.handovers.is_empty());
+}
+
+#[test]
 fn files_that_are_no_images_are_refused_by_name() {
     let refused = |bytes: &[u8]| image::from_bytes(bytes.to_vec(), Options::default()).unwrap_err();
     assert!(matches!(refused(b"KDUMP   and more"), OpenError::PackedDump));
@@ -154,7 +175,8 @@ fn files_that_are_no_images_are_refused_by_name() {
     ] {
         assert!(matches!(refused(&claims(count, &rest)), OpenError::PageFile { .. }), "{count}");
     }
-    let past = image::from_bytes(vec![0; 4096], Options { base: Some(u64::MAX - 100) }).unwrap_err();
+    let past = image::from_bytes(vec![0; 4096], Options { base: Some(u64::MAX - 100), ..Options::default() })
+        .unwrap_err();
     assert!(matches!(past, OpenError::Base { .. }));
 }
 

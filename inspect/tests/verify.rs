@@ -173,7 +173,8 @@ fn what_a_kernel_captures_of_itself_is_what_is_seen_from_outside() {
 fn raw_memory_says_what_its_extract_says() {
     let Some(shared) = std::env::var_os("HOLDOVER_SHARED") else { return };
     let shared = std::path::Path::new(&shared).join("dumps/min-legacy");
-    let raw = image::open(&shared.join("mem.raw.zst"), Options { base: Some(0) }).unwrap();
+    let raw =
+        image::open(&shared.join("mem.raw.zst"), Options { base: Some(0), ..Options::default() }).unwrap();
     assert_eq!(raw.bytes(), 128 << 20);
     let window = std::fs::read(shared.join("vtd-regs.bin")).unwrap();
     let units = registers::parse(&window, USUAL_BASE).unwrap();

@@ -81,6 +81,30 @@ impl Apt {
         Ok(files)
     }
 
+    /// Downloads `package` and nothing that it depends on.
+    pub(crate) fn download_alone(&self, package: &str) -> Result<PathBuf> {
+        self.apt_get(&["download", package]).with_context(|| format!("cannot download {package}"))?;
+        let start = format!("{package}_");
+        let named =
+            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start));
+        let mut files = fs::read_dir(&self.directory)?.flatten().map(|entry| entry.path());
+        files.find(named).with_context(|| format!("apt-get downloaded no {package}"))
+    }
+
+    /// What `package` depends on, in apt's words.
+    pub(crate) fn depends(&self, package: &str) -> Result<String> {
+        let output = Command::new("apt-cache")
+            .args(["depends", package])
+            .env("APT_CONFIG", self.directory.join("apt.conf"))
+            .env("LC_ALL", "C")
+            .output()
+            .context("cannot start apt-cache")?;
+        if !output.status.success() {
+            bail!("apt-cache depends {package}: {}", output.status);
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// Runs apt-get, showing its latest line on a terminal and its complaints in the error.
     fn apt_get(&self, args: &[&str]) -> Result<()> {
         let log = self.directory.join("apt.err");

@@ -129,7 +129,8 @@ fn lints() -> Result<()> {
     let core = cmd!(sh, "{cargo} clippy {cores...} -- --deny warnings --deny {too_new}").run();
     let workspace = cmd!(sh, "{cargo} clippy --workspace --all-targets -- --deny warnings").run();
     // Out of the default set, because it needs QEMU to run; see holdover/Cargo.toml.
-    let on_qemu = cmd!(sh, "{cargo} clippy --package holdover --test qemu -- --deny warnings").run();
+    let on_qemu =
+        cmd!(sh, "{cargo} clippy --package holdover --test qemu --test guest -- --deny warnings").run();
     // Not --all-targets: the kernel's binaries have no test harness, see kernel/Cargo.toml.
     let kernel =
         cmd!(sh, "{cargo} clippy --manifest-path {KERNEL} --lib --bins --tests -- --deny warnings").run();

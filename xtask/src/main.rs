@@ -1,4 +1,5 @@
-//! What people type: `cargo xtask demo`, `test`, `check` and `qemu`.
+//! What people type: `cargo xtask demo`, `test`, `check`, `fuzz`, `qemu` and
+//! `guest`.
 //!
 //! Every command is a module of the same name; this file only reads the command line and turns an error into
 //! an exit status. Results go to stdout, progress and errors to stderr. Nothing is written outside the
@@ -7,6 +8,8 @@
 mod apt;
 mod check;
 mod demo;
+mod fuzz;
+mod guest;
 mod prefix;
 mod process;
 mod qemu;
@@ -37,12 +40,16 @@ enum Command {
     Test(test::Options),
     /// Formatting, lints, documentation, the core crates alone, house style
     Check,
+    /// Give foreign bytes to everything that reads them, for as long as you like
+    Fuzz(fuzz::Options),
     /// Find QEMU or fetch it into target/qemu; prints its path
     Qemu {
         /// Fetch exactly this release, also where another one is installed
         #[arg(long = "version", value_name = "VERSION")]
         release: Option<qemu::Release>,
     },
+    /// Fetch the Linux that tests boot into target/guest; prints its path
+    Guest,
 }
 
 fn main() -> ExitCode {
@@ -50,7 +57,9 @@ fn main() -> ExitCode {
         Command::Demo { args } => demo::run(&args),
         Command::Test(options) => test::run(&options),
         Command::Check => check::run(),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Qemu { release } => qemu::run(release),
+        Command::Guest => guest::run(),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,14 +1,14 @@
 //! `cargo xtask test`: every test there is, and one line that sums them up.
 //!
-//! Three kinds of suites: the workspace (which includes the built-in machine), the kernel's own library on the
-//! host, and the tests on QEMU (the kernels alone, its VT-d against the simulated one, whole updates), once for each release. A suite's output is
+//! Four kinds of suites: the workspace (which includes the built-in machine), the kernel's own library on the
+//! host, a few seconds of foreign bytes, and the tests on QEMU (the kernels alone, its VT-d against the simulated one, whole updates), once for each release. A suite's output is
 //! shown as it comes while its result lines are added up. A suite that cannot run, because QEMU could not be
 //! fetched for instance, is a failure; leaving it out is a decision that the user makes on the command line.
 
 use crate::process::{cargo_command, phase, root};
 use crate::qemu::Release;
 use crate::tally::Tally;
-use crate::{prefix, qemu};
+use crate::{fuzz, guest, prefix, qemu};
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -17,6 +17,8 @@ use std::process::{Command, ExitCode, Stdio};
 /// Names the QEMU that the tests in `tests/qemu.rs` of `kernel`, `differential` and `holdover` run, and those in
 /// `differential/tests/queue.rs`.
 const QEMU_VARIABLE: &str = "HOLDOVER_QEMU";
+/// Names the directory with the Linux that `holdover/tests/guest.rs` boots.
+const GUEST_VARIABLE: &str = "HOLDOVER_GUEST";
 /// Names a directory with reference data (dumps of real tables, layouts) that some tests compare with.
 const SHARED_VARIABLE: &str = "HOLDOVER_SHARED";
 
@@ -29,6 +31,9 @@ pub(crate) struct Options {
     /// Leave the tests on QEMU out
     #[arg(long, conflicts_with = "qemu_versions")]
     no_qemu: bool,
+    /// Leave the seconds of fuzzing out, which need a C++ compiler; the corpus is replayed all the same
+    #[arg(long)]
+    no_fuzz: bool,
 }
 
 /// The command: fails when any test did.
@@ -37,8 +42,19 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         suite("workspace", cargo_command(&["test", "--workspace", "--no-fail-fast"])),
         suite("kernel library", cargo_command(&["test", "--manifest-path", "kernel/Cargo.toml", "--lib"])),
     ];
+    if !options.no_fuzz {
+        results.push(fuzz::short());
+    }
     if !options.no_qemu {
         results.extend(options.qemu_versions.iter().flat_map(|&release| on_qemu(release)));
+        results.extend(options.qemu_versions.first().map(|&release| linux_on_qemu(release)));
+    }
+
+    if is_ci() && std::env::var_os(SHARED_VARIABLE).is_none() && shared().is_none() {
+        eprintln!(
+            "error: reference dumps are not beside the checkout (../shared), nor named by {SHARED_VARIABLE}"
+        );
+        results.push(("reference dumps".to_owned(), Tally::one_failure()));
     }
 
     println!();
@@ -80,6 +96,24 @@ fn on_qemu(release: Release) -> Vec<(String, Tally)> {
     .into()
 }
 
+/// The tests that look at a Linux from inside and outside. One release of QEMU will do: it is Linux that differs.
+fn linux_on_qemu(release: Release) -> (String, Tally) {
+    let name = format!("Linux, QEMU {release}");
+    let both = prefix::ensure(release).and_then(|program| Ok((program, guest::ensure()?)));
+    match both {
+        Ok((program, guest)) => {
+            let args = ["test", "--package", "holdover", "--release", "--no-fail-fast", "--test", "guest"];
+            let mut command = cargo_command(&args);
+            command.env(QEMU_VARIABLE, program).env(GUEST_VARIABLE, guest);
+            suite(&name, command)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}\n(`cargo xtask test --no-qemu` leaves the tests on QEMU out)");
+            (name, Tally::one_failure())
+        }
+    }
+}
+
 /// Runs one suite and judges it.
 fn suite(name: &str, mut command: Command) -> (String, Tally) {
     if let Some(shared) = shared() {
@@ -115,6 +149,11 @@ fn run_and_count(command: &mut Command, echo: &mut impl Write) -> Result<Tally> 
         }
     }
     Ok(tally.judged(child.wait()?.success()))
+}
+
+/// Where changes are judged, nothing is left out for want of data.
+fn is_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| !value.is_empty())
 }
 
 /// Reference data beside the checkout, unless the environment already names some.

@@ -1,5 +1,9 @@
 //! Runs the command as a user would, and reads its result.
 
+#![allow(dead_code)]
+
+pub(crate) mod archive;
+
 use holdover::report::{Kind, Outcome, Report};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

@@ -123,7 +123,7 @@ impl ImageArgs {
         let (memory, live) = match (image, &self.qmp) {
             (None, Some(socket)) => image::open_qmp(socket, &usual).map_err(|error| named(socket, error))?,
             (Some(path), None) => {
-                let opened = image::open(path, Options { base: self.base });
+                let opened = image::open(path, Options { base: self.base, ..Options::default() });
                 (opened.map_err(|error| named(path, error))?, Vec::new())
             }
             (Some(_), Some(_)) => return Err("either an image or --qmp, not both".into()),

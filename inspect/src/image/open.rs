@@ -44,6 +44,8 @@ impl fmt::Display for Form {
 pub struct Options {
     /// It is raw memory that starts at this physical address.
     pub base: Option<u64>,
+    /// Bytes that it may have when unpacked, if not [`UNPACKED_LIMIT`].
+    pub unpacked: Option<u64>,
 }
 
 /// Why a file is no memory image.
@@ -53,7 +55,7 @@ pub enum OpenError {
     Io(io::Error),
     /// Unpacking failed.
     Packed(io::Error),
-    /// It unpacks to more than [`UNPACKED_LIMIT`].
+    /// It unpacks to more than it may.
     TooLarge,
     /// Its form cannot be told from its first bytes.
     Unknown,
@@ -110,8 +112,11 @@ pub fn open(path: &Path, options: Options) -> Result<Memory, OpenError> {
     let mut first = Vec::new();
     (&file).take(ZSTD.len() as u64).read_to_end(&mut first).map_err(OpenError::Io)?;
     file.seek(SeekFrom::Start(0)).map_err(OpenError::Io)?;
-    let store =
-        if first == ZSTD { Store::Bytes(unpack(file)?) } else { Store::file(file).map_err(OpenError::Io)? };
+    let store = if first == ZSTD {
+        Store::Bytes(unpack(file, options)?)
+    } else {
+        Store::file(file).map_err(OpenError::Io)?
+    };
     from_store(store, options)
 }
 
@@ -120,17 +125,18 @@ pub fn open(path: &Path, options: Options) -> Result<Memory, OpenError> {
 /// # Errors
 /// See [`OpenError`].
 pub fn from_bytes(bytes: Vec<u8>, options: Options) -> Result<Memory, OpenError> {
-    let bytes = if bytes.starts_with(&ZSTD) { unpack(bytes.as_slice())? } else { bytes };
+    let bytes = if bytes.starts_with(&ZSTD) { unpack(bytes.as_slice(), options)? } else { bytes };
     from_store(Store::Bytes(bytes), options)
 }
 
-fn unpack(packed: impl Read) -> Result<Vec<u8>, OpenError> {
+fn unpack(packed: impl Read, options: Options) -> Result<Vec<u8>, OpenError> {
+    let limit = options.unpacked.unwrap_or(UNPACKED_LIMIT);
     let packed = io::BufReader::new(packed);
     let decoder = ruzstd::decoding::StreamingDecoder::new(packed)
         .map_err(|error| OpenError::Packed(io::Error::other(error)))?;
     let mut bytes = Vec::new();
-    decoder.take(UNPACKED_LIMIT + 1).read_to_end(&mut bytes).map_err(OpenError::Packed)?;
-    if bytes.len() as u64 > UNPACKED_LIMIT { Err(OpenError::TooLarge) } else { Ok(bytes) }
+    decoder.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(OpenError::Packed)?;
+    if bytes.len() as u64 > limit { Err(OpenError::TooLarge) } else { Ok(bytes) }
 }
 
 fn from_store(store: Store, options: Options) -> Result<Memory, OpenError> {

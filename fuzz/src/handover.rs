@@ -1,0 +1,193 @@
+//! Handovers: a sealed one of a real run with changes, or records that are anything.
+//!
+//! The first byte says which. The digest over the records is made right afterwards, so that what stands behind it is
+//! reached; everything else may contradict itself.
+
+use crate::files::{LIMITS, chosen, show};
+use crate::sparse::Sparse;
+use audit::handover::Handover;
+use audit::{Finding, Scratch, Stage, UnitState};
+use inspect::image::{self, Memory, Options};
+use inspect::model::{FindKho, Model};
+use inspect::registers::{Registers, USUAL_BASE};
+use inspect::tables::Hardware;
+use liveupdate::Storage;
+use spec::handover::{Header, SUBNODE};
+use spec::kho::{Blob, write_root};
+use spec::{PAGE_SIZE, PhysAddr, Segment, UnitId};
+use zerocopy::IntoBytes;
+
+/// The sealed handover of a run on QEMU, tables and registers along with it.
+const SEALED: &[u8] = include_bytes!("../../inspect/tests/data/ours/reach.pages.zst");
+/// The digest's place in the header.
+const DIGEST: u64 = std::mem::offset_of!(Header, digest) as u64;
+/// Words of working memory for an audit.
+const ROOM: u64 = 1 << 18;
+
+struct Base {
+    memory: Sparse,
+    units: Vec<UnitState>,
+    fdt: PhysAddr,
+    map: PhysAddr,
+    records: PhysAddr,
+    /// Bytes up to the end of the records' frames.
+    room: u64,
+}
+
+fn base() -> &'static Base {
+    // Sparse counts its reads in a cell: each thread has a base of its own.
+    thread_local! { static BASE: &'static Base = Box::leak(Box::new(make())); }
+    BASE.with(|base| *base)
+}
+
+fn make() -> Base {
+    let whole = image::from_bytes(SEALED.to_vec(), Options::default()).expect("an image");
+    let registers = registers_of(&whole);
+    let unit = UnitState {
+        id: UnitId { segment: Segment(0), register_base: USUAL_BASE },
+        cap: registers.cap().expect("CAP"),
+        ecap: registers.ecap().expect("ECAP"),
+        status: registers.gsts().expect("GSTS"),
+        root: registers.rtaddr().expect("RTADDR"),
+        interrupts: registers.irta(),
+    };
+    let model = Model::build(&whole, vec![registers], Hardware::default(), FindKho::Scan, LIMITS);
+    let kho = &model.handovers[0];
+    let records = kho.records.as_ref().expect("records");
+    let mut pages = Vec::new();
+    for run in whole.runs() {
+        for at in (run.start..run.start + run.bytes).step_by(PAGE_SIZE as usize) {
+            let mut words = [0; 512];
+            whole.read_bytes(PhysAddr::new(at), words.as_mut_bytes()).expect("a page of the image");
+            pages.push((at, words.into()));
+        }
+    }
+    Base {
+        memory: Sparse::of(pages),
+        units: vec![unit],
+        fdt: kho.at,
+        map: kho.map,
+        records: records.at,
+        room: records.header.bytes.next_multiple_of(PAGE_SIZE),
+    }
+}
+
+fn registers_of(memory: &Memory) -> Registers {
+    let mut window = [0; 0x230];
+    memory.read_bytes(PhysAddr::new(USUAL_BASE), &mut window).expect("registers");
+    Registers::from_window("dmar0".into(), USUAL_BASE, &window).expect("a window")
+}
+
+pub(crate) fn run(data: &[u8]) {
+    let base = base();
+    let [kind, rest @ ..] = data else { return };
+    let mut memory = base.memory.clone();
+    if kind % 2 == 0 {
+        memory.change(rest);
+    } else {
+        replace(&mut memory, base, rest);
+    }
+    seal(&mut memory, base.fdt);
+    let opened = open(&memory, base.fdt);
+    let _ = memory.reads();
+    let verified = Handover::locate(&memory, base.fdt).and_then(|handover| handover.verify());
+    assert!(!opened || verified.is_ok(), "opened, and yet {:?}", verified.err());
+    audited(&memory, base);
+    if *kind >= 0xc0 && chosen(data) {
+        let image = memory.image();
+        let mut window = [0; 0x230];
+        let registers = image
+            .read_bytes(PhysAddr::new(USUAL_BASE), &mut window)
+            .ok()
+            .and_then(|()| Registers::from_window("dmar0".into(), USUAL_BASE, &window).ok());
+        let model = Model::build(
+            &image,
+            registers.into_iter().collect(),
+            Hardware::default(),
+            FindKho::At(base.fdt),
+            LIMITS,
+        );
+        show(&image, &model);
+    }
+}
+
+/// Records that are anything, behind a header that describes them.
+fn replace(memory: &mut Sparse, base: &Base, data: &[u8]) {
+    let [count, data @ ..] = data else { return };
+    let header_bytes = size_of::<Header>() as u64;
+    let bytes = (header_bytes + data.len() as u64 / 8 * 8).min(base.room);
+    let mut header = [0; size_of::<Header>() / 8];
+    if audit::Image::read(memory, base.records, &mut header).is_err() {
+        return;
+    }
+    let mut blob =
+        Header { bytes, records: u32::from(*count), ..zerocopy::transmute!(header) }.as_bytes().to_vec();
+    blob.extend_from_slice(data);
+    for (index, word) in blob.as_chunks::<8>().0.iter().take((bytes / 8) as usize).enumerate() {
+        let at = base.records.get() + 8 * index as u64;
+        memory.page(at & !0xfff)[(at % PAGE_SIZE / 8) as usize] = u64::from_le_bytes(*word);
+    }
+    let mut page = [0; PAGE_SIZE as usize];
+    let named = Blob { name: SUBNODE, data: base.records, bytes };
+    write_root(&mut page, base.map, &[named]).expect("a small tree");
+    memory.page(base.fdt.get()).as_mut_bytes().copy_from_slice(&page);
+}
+
+/// Makes the digest over the records right, where there is one.
+fn seal(memory: &mut Sparse, fdt: PhysAddr) {
+    let Ok(handover) = Handover::locate(memory, fdt) else { return };
+    let Ok(digest) = handover.digest() else { return };
+    let at = handover.start().get() + DIGEST;
+    if at.is_multiple_of(8) {
+        memory.page(at & !0xfff)[(at % PAGE_SIZE / 8) as usize] = digest;
+    }
+}
+
+/// Whether the core takes it.
+fn open(memory: &Sparse, fdt: PhysAddr) -> bool {
+    let (mut regions, mut domains, mut tables, mut requesters) =
+        ([const { None }; 24], [const { None }; 24], [const { None }; 32], [const { None }; 24]);
+    let (mut aliases, mut units, mut contexts, mut runs) =
+        ([const { None }; 24], [const { None }; 4], [const { None }; 16], [const { None }; 80]);
+    let storage = Storage {
+        regions: &mut regions,
+        domains: &mut domains,
+        tables: &mut tables,
+        requesters: &mut requesters,
+        aliases: &mut aliases,
+        units: &mut units,
+        contexts: &mut contexts,
+        runs: &mut runs,
+    };
+    let _ = memory.reads();
+    let opened = liveupdate::open(memory, fdt, storage);
+    let steps = memory.reads();
+    assert!(steps <= 100_000, "{steps} reads to open a few KiB");
+    if let Ok(opened) = &opened {
+        let _ = opened.for_each_preserved(memory, &mut |_| {});
+        let _ = memory.reads();
+        let _ = (opened.release(), opened.requesters().count(), opened.regions().count());
+    }
+    opened.is_ok()
+}
+
+fn audited(memory: &Sparse, base: &Base) {
+    let Ok(needed) = Scratch::words_needed(memory, base.fdt) else { return };
+    if needed > ROOM {
+        return;
+    }
+    let mut words = vec![0; needed as usize];
+    for stage in [Stage::Sealed, Stage::Arrived] {
+        let _ = memory.reads();
+        let mut found = 0_u64;
+        let mut seen = |finding: Finding| {
+            found += 1;
+            assert!(!finding.to_string().is_empty());
+        };
+        let report =
+            audit::audit(memory, base.fdt, &base.units, stage, &mut Scratch::new(&mut words), &mut seen);
+        if let Ok(report) = report {
+            assert_eq!(report.violations(), found, "every violation is passed on, once");
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The fuzz target `fdt`: see `holdover_fuzz::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| holdover_fuzz::run("fdt", data));
