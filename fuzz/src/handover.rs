@@ -149,7 +149,10 @@ fn open(memory: &Sparse, fdt: PhysAddr) -> bool {
         ([const { None }; 24], [const { None }; 24], [const { None }; 32], [const { None }; 24]);
     let (mut aliases, mut units, mut contexts, mut runs) =
         ([const { None }; 24], [const { None }; 4], [const { None }; 16], [const { None }; 80]);
+    let (mut attachments, mut pasid_runs) = ([const { None }; 24], [const { None }; 24]);
     let storage = Storage {
+        attachments: &mut attachments,
+        pasid_runs: &mut pasid_runs,
         regions: &mut regions,
         domains: &mut domains,
         tables: &mut tables,
