@@ -117,6 +117,11 @@ impl Scene {
         Self { machine, guest, shared, process, other, nic, gpu }
     }
 
+    /// The NIC's context entry.
+    pub fn nic_context(&self) -> ScalableContextEntry {
+        self.machine.scalable_words(0, NIC_SOURCE)
+    }
+
     /// The process' domain as the core is told of it.
     pub fn process(&self) -> DomainTablesOf<'static> {
         DomainTablesOf { parent: Some(GUEST_DOMAIN), ..self.process.of() }
@@ -258,6 +263,18 @@ impl Machine {
         let table = if entry.present() { entry.context_table() } else { self.table() };
         self.set(at, entry.with_present(true).with_ctp(table.get() >> 12).raw()[0]);
         table.plus(32 * u64::from(source.devfn() & 0x7f))
+    }
+
+    pub fn scalable_words(&self, unit: usize, source: SourceId) -> ScalableContextEntry {
+        let at = self.scalable_entry(unit, source);
+        ScalableContextEntry::from_raw([0, 8, 16, 24].map(|offset| self.get(at.plus(offset))))
+    }
+
+    /// Where the entry of a PASID lies in the directory at `directory`, which has a table for it.
+    pub fn pasid_entry_at(&self, directory: PhysAddr, pasid: u32) -> PhysAddr {
+        let pointer = PasidDirectoryEntry::from_raw(self.get(directory.plus(8 * directory_index(pasid))));
+        assert!(pointer.present());
+        pointer.table().plus(64 * table_index(pasid))
     }
 
     pub fn put_scalable(&self, unit: usize, source: SourceId, entry: ScalableContextEntry) {
