@@ -4,6 +4,7 @@ use crate::device_tlb;
 use crate::fabric::Fabric;
 use crate::memory::PAGE;
 use crate::trace::TraceLine;
+use crate::vtd::interrupts::{Message, compatible};
 use crate::vtd::{Outcome, Unit};
 use spec::SourceId;
 
@@ -19,6 +20,8 @@ pub(crate) struct Port<'a> {
     pub(crate) master: bool,
     /// The function keeps translations of its own.
     pub(crate) ats: bool,
+    /// The function's interrupt message, when it may send any.
+    pub(crate) message: Option<Message>,
 }
 
 /// Some part of a DMA did not get through.
@@ -52,6 +55,19 @@ impl Port<'_> {
             done += n;
         }
         Ok(())
+    }
+
+    /// Sends the function's interrupt message: a write, which mastering is needed for.
+    pub(crate) fn interrupt(&mut self) {
+        let Some(message) = self.message.filter(|_| self.master) else { return };
+        let interrupt = match self.units.iter_mut().find(|unit| unit.covers(self.listed_as)) {
+            Some(unit) => unit.interrupt(self.source, message, self.fabric),
+            None => Some(compatible(message)),
+        };
+        // There is one processor, whose id is 0. What is for others is nobody's.
+        if let Some(interrupt) = interrupt.filter(|interrupt| interrupt.destination == 0) {
+            self.fabric.apic.raise(interrupt.vector);
+        }
     }
 
     /// Where a request within one page goes.

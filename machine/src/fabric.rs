@@ -3,6 +3,7 @@
 //! A device's write is translated when it is sent and lands in memory a little later; it is seen to have landed by whoever
 //! drains ([`Fabric::land_all`]): a read of the device's registers, a draining invalidation, or time.
 
+use crate::apic::LocalApic;
 use crate::device_tlb::DeviceTlb;
 use crate::dice::Dice;
 use crate::faults::Injector;
@@ -26,13 +27,14 @@ pub(crate) struct Fabric {
     pub(crate) trace: Vec<TraceLine>,
     pub(crate) injector: Injector,
     pub(crate) device_tlbs: Vec<DeviceTlb>,
+    pub(crate) apic: LocalApic,
     posted: VecDeque<Posted>,
 }
 
 impl Fabric {
     pub(crate) fn new(memory: Memory, dice: Dice, injector: Injector) -> Self {
         let (trace, device_tlbs, posted) = (Vec::new(), Vec::new(), VecDeque::new());
-        Self { now: 0, memory, dice, trace, injector, device_tlbs, posted }
+        Self { now: 0, memory, dice, trace, injector, device_tlbs, apic: LocalApic::default(), posted }
     }
 
     /// A device's write sets out for physical memory. Writes land in the order in which they were sent.

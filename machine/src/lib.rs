@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi;
+pub mod apic;
 pub mod config;
 pub mod device_tlb;
 pub mod devices;

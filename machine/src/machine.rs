@@ -4,6 +4,7 @@
 //! on the way to memory, happens in the order of its time. So engines run between any two steps of a kernel.
 
 use crate::acpi;
+use crate::apic::LocalApic;
 use crate::config::{MachineConfig, Scope};
 use crate::device_tlb::DeviceTlb;
 use crate::devices::{Chatter, Device, Edu, Hda};
@@ -15,6 +16,7 @@ use crate::memory::{Hole, Memory, StorePath};
 use crate::pci::{self, Pci};
 use crate::trace::TraceLine;
 use crate::vtd::Unit;
+use crate::vtd::interrupts::Message;
 use scenario::event::Event;
 use scenario::platform::{Mark, MemoryRange};
 use spec::SourceId;
@@ -180,7 +182,7 @@ impl Machine {
             let listed_as = listed_as(source);
             let State { fabric, units, pci, .. } = state;
             let ats = pci.function(source).is_some_and(pci::Function::has_ats_on);
-            let mut port = Port { fabric, units, source, listed_as, master: true, ats };
+            let mut port = Port { fabric, units, source, listed_as, master: true, ats, message: None };
             port.route(iova, 8, write).ok()
         })
     }
@@ -189,6 +191,23 @@ impl Machine {
     #[must_use]
     pub fn device_pages(&self, source: SourceId) -> Vec<u64> {
         self.with(|state| state.fabric.device_pages(source))
+    }
+
+    /// Sends an interrupt message, as if by a requester with this source-id; says which vector came of it. No time passes.
+    pub fn interrupt(&self, source: SourceId, message: Message) -> Option<u8> {
+        self.with(|state| {
+            let listed_as = listed_as(source);
+            let unit = state.units.iter_mut().find(|unit| unit.covers(listed_as))?;
+            let interrupt = unit.interrupt(source, message, &mut state.fabric)?;
+            state.fabric.apic.raise(interrupt.vector);
+            Some(interrupt.vector)
+        })
+    }
+
+    /// The processor's local interrupt controller as it is now.
+    #[must_use]
+    pub fn apic(&self) -> LocalApic {
+        self.with(|state| state.fabric.apic.clone())
     }
 
     /// How many cache lines with stores the units' walks may not see yet.
@@ -245,6 +264,7 @@ impl State {
             listed_as: listed_as(slot.source),
             master: slot.function.is_none_or(masters) && slot.bridge.is_none_or(masters),
             ats: slot.function.and_then(|at| self.pci.function(at)).is_some_and(pci::Function::has_ats_on),
+            message: slot.function.and_then(|at| self.pci.function(at)?.message()),
         };
         f(&mut slot.device, &mut port)
     }

@@ -1,5 +1,6 @@
 //! Configuration space of the functions that the machine has, as firmware left it: BARs assigned, buses numbered.
 
+use crate::vtd::interrupts::Message;
 use spec::SourceId;
 
 /// The host bridge.
@@ -25,6 +26,9 @@ const ATS: usize = 0x100 / 4;
 const COMMAND_WRITABLE: u32 = 0x0547;
 const MEMORY: u32 = 1 << 1;
 const MASTER: u32 = 1 << 2;
+/// Register of the MSI capability.
+const MSI: usize = 16;
+const MSI_ENABLE: u32 = 1 << 16;
 
 /// One function.
 #[derive(Debug, Clone)]
@@ -69,8 +73,13 @@ impl Function {
         const ALIGNED: u32 = 1 << 5;
         self.config.resize(1024, 0);
         self.config[COMMAND] |= 1 << 20;
-        self.config[13] = 0x40;
-        self.config[16] = ENDPOINT;
+        // Behind the MSI capability, where there is one.
+        if self.has_msi() {
+            self.config[MSI] |= 0x60 << 8;
+        } else {
+            self.config[13] = 0x60;
+        }
+        self.config[24] = ENDPOINT;
         self.config[ATS] = 0x0001_000f;
         self.config[ATS + 1] = u32::from(queue_depth % 32) | ALIGNED;
     }
@@ -84,6 +93,25 @@ impl Function {
     fn with_many_functions(mut self) -> Self {
         self.config[3] |= 0x80 << 16;
         self
+    }
+
+    /// A capability for one MSI, with an address of 64 bits.
+    fn with_msi(mut self) -> Self {
+        self.config[COMMAND] |= 1 << 20;
+        self.config[13] = MSI as u32 * 4;
+        self.config[MSI] = 0x0080_0005;
+        self
+    }
+
+    fn has_msi(&self) -> bool {
+        self.config[13] == MSI as u32 * 4 && self.config[MSI] & 0xff == 5
+    }
+
+    /// The message that the function sends; `None` while MSI is off.
+    #[must_use]
+    pub fn message(&self) -> Option<Message> {
+        let on = self.has_msi() && self.config[MSI] & MSI_ENABLE != 0 && self.config[MSI + 2] == 0;
+        on.then(|| Message { address: self.config[MSI + 1], data: self.config[MSI + 3] & 0xffff })
     }
 
     fn read(&self, register: usize) -> u32 {
@@ -102,6 +130,10 @@ impl Function {
             _ if register == ATS + 1 && self.config.len() > ATS => {
                 self.config[register] = self.config[register] & 0xffff | value & 0x801f_0000;
             }
+            MSI if self.has_msi() => {
+                self.config[MSI] = self.config[MSI] & !MSI_ENABLE | value & MSI_ENABLE;
+            }
+            17..=19 if self.has_msi() => self.config[register] = value,
             15 => self.config[15] = (self.config[15] & !0xff) | (value & 0xff),
             _ => {}
         }
@@ -132,7 +164,8 @@ impl Pci {
     /// The functions of QEMU's q35 with the scenario's devices.
     #[must_use]
     pub fn scenario() -> Self {
-        let edu = |at, bar| Function::new(at, 0x1234, 0x11e8, 0x00_ff00, 0x10).with_bar(bar, 1 << 20);
+        let edu =
+            |at, bar| Function::new(at, 0x1234, 0x11e8, 0x00_ff00, 0x10).with_bar(bar, 1 << 20).with_msi();
         let chipset =
             |function, device, class| Function::new(SourceId::new(0, 31, function), 0x8086, device, class, 2);
         Self {
@@ -199,6 +232,20 @@ mod tests {
     fn an_absent_function_reads_as_ones_as_does_the_source_behind_the_bridge() {
         assert_eq!(Pci::scenario().read(BEHIND_BRIDGE, 0), u32::MAX);
         assert_eq!(Pci::scenario().read(SourceId::new(0, 9, 0), 0), u32::MAX);
+    }
+
+    #[test]
+    fn a_message_is_sent_once_the_capability_is_on() {
+        let mut pci = Pci::scenario();
+        assert_eq!(pci.read(EDU_A, 0x34), 0x40);
+        pci.write(EDU_A, 0x44, 0xfee0_0010);
+        pci.write(EDU_A, 0x4c, 0x1234);
+        assert_eq!(pci.function(EDU_A).unwrap().message(), None);
+        pci.write(EDU_A, 0x40, 1 << 16);
+        assert_eq!(pci.read(EDU_A, 0x40), 0x0081_0005);
+        let message = Message { address: 0xfee0_0010, data: 0x1234 };
+        assert_eq!(pci.function(EDU_A).unwrap().message(), Some(message));
+        assert_eq!(pci.function(AUDIO).unwrap().message(), None);
     }
 
     #[test]

@@ -68,8 +68,8 @@ pub enum Invalidation {
         /// Binary logarithm of the number of pages.
         order: u8,
     },
-    /// Interrupt remapping entries.
-    InterruptEntries,
+    /// Interrupt remapping entries: all, or `2^order` from an index on.
+    InterruptEntries(Option<(u16, u8)>),
     /// Translations that a device keeps.
     DeviceTlb(DevicePages),
 }
@@ -94,6 +94,12 @@ pub enum TraceLine {
     Untranslated { at: u64, source: SourceId, address: u64, bytes: u64, write: bool },
     /// A DMA was dropped silently: protected memory, or a request for the interrupt range.
     Dropped { at: u64, source: SourceId, address: u64, write: bool },
+    /// An interrupt request passed; with the vector that came of it, unless it was posted and nobody is notified now.
+    Interrupt { at: u64, unit: UnitId, source: SourceId, vector: Option<u8> },
+    /// An interrupt request was blocked; `recorded` when the unit kept that in a fault record. QEMU: `vtd_ir_*`.
+    InterruptBlocked { at: u64, unit: UnitId, source: SourceId, index: u32, reason: Reason, recorded: bool },
+    /// IRES changed.
+    InterruptsRemapped { at: u64, unit: UnitId, on: bool },
     /// TES changed. QEMU: `vtd_dmar_enable`.
     TranslationEnabled { at: u64, unit: UnitId, on: bool },
     /// A root table took effect. QEMU: `vtd_reg_dmar_root`.
@@ -129,6 +135,9 @@ impl TraceLine {
             | Self::Faulted { at, .. }
             | Self::Untranslated { at, .. }
             | Self::Dropped { at, .. }
+            | Self::Interrupt { at, .. }
+            | Self::InterruptBlocked { at, .. }
+            | Self::InterruptsRemapped { at, .. }
             | Self::TranslationEnabled { at, .. }
             | Self::RootSet { at, .. }
             | Self::QueueEnabled { at, .. }

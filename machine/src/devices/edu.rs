@@ -13,11 +13,16 @@ const DELAY_NS: u64 = 100_000_000;
 
 const RUN: u64 = 1;
 const TO_MEMORY: u64 = 2;
+/// Raise an interrupt when the transfer is over.
+const RAISE: u64 = 4;
+const DMA_DONE: u32 = 0x100;
 
 /// One device.
 #[derive(Debug)]
 pub struct Edu {
     inverted: u32,
+    /// Interrupts that were raised and not acknowledged.
+    interrupts: u32,
     factorial: u64,
     source: u64,
     destination: u64,
@@ -30,7 +35,17 @@ pub struct Edu {
 impl Default for Edu {
     fn default() -> Self {
         let buffer = Box::new([0; BUFFER_BYTES as usize]);
-        Self { inverted: 0, factorial: 0, source: 0, destination: 0, count: 0, command: 0, buffer, due: None }
+        Self {
+            inverted: 0,
+            interrupts: 0,
+            factorial: 0,
+            source: 0,
+            destination: 0,
+            count: 0,
+            command: 0,
+            buffer,
+            due: None,
+        }
     }
 }
 
@@ -42,7 +57,8 @@ impl Edu {
             0x00 if bytes == 4 => IDENTITY,
             0x04 if bytes == 4 => u64::from(!self.inverted),
             0x08 if bytes == 4 => self.factorial,
-            0x20 | 0x24 if bytes == 4 => 0,
+            0x20 if bytes == 4 => 0,
+            0x24 if bytes == 4 => u64::from(self.interrupts),
             0x80 if wide || bytes == 4 => self.source,
             0x88 if wide || bytes == 4 => self.destination,
             0x90 if wide || bytes == 4 => self.count,
@@ -65,6 +81,8 @@ impl Edu {
                 self.factorial =
                     (1..=value & 0xffff_ffff).take(64).fold(1, |f: u32, n| f.wrapping_mul(n as u32)).into()
             }
+            0x60 => self.raise(value as u32, port),
+            0x64 => self.interrupts &= !(value as u32),
             0x80 => self.source = value,
             0x88 => self.destination = value,
             0x90 => self.count = value,
@@ -103,6 +121,17 @@ impl Edu {
             }
         }
         self.command &= !RUN;
+        if self.command & RAISE != 0 {
+            self.raise(DMA_DONE, port);
+        }
+    }
+
+    /// Each raising sends a message, whether one was acknowledged or not.
+    fn raise(&mut self, which: u32, port: &mut Port<'_>) {
+        self.interrupts |= which;
+        if self.interrupts != 0 {
+            port.interrupt();
+        }
     }
 
     /// The part of the buffer that a transfer names. A transfer of the whole buffer counts as out of bounds, as it does in

@@ -264,7 +264,7 @@ impl Caches {
                     key.0.domain != domain || key.0.pasid != Some(pasid) || !overlaps
                 });
             }
-            Invalidation::InterruptEntries | Invalidation::DeviceTlb(_) => {}
+            Invalidation::InterruptEntries(_) | Invalidation::DeviceTlb(_) => {}
         }
     }
 }

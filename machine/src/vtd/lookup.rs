@@ -282,7 +282,7 @@ impl Unit {
         frame >> (self.host_width - 12) != 0
     }
 
-    fn load_all<const N: usize>(&self, at: u64, fabric: &Fabric) -> Option<[u64; N]> {
+    pub(super) fn load_all<const N: usize>(&self, at: u64, fabric: &Fabric) -> Option<[u64; N]> {
         let mut words = [0; N];
         for (address, word) in (at..).step_by(8).zip(&mut words) {
             *word = self.load(address, fabric)?;

@@ -9,6 +9,9 @@ mod agreement;
 pub mod cache;
 pub mod faultlog;
 pub mod first;
+#[cfg(test)]
+mod interrupt_tests;
+pub mod interrupts;
 mod lookup;
 pub mod queue;
 mod registers;

@@ -4,6 +4,7 @@
 //! The head moves on when a descriptor is fetched, not when its work is done: software that takes the head for
 //! completion is found out here.
 
+use super::interrupts::named;
 use crate::device_tlb::DevicePages;
 use crate::fabric::Fabric;
 use crate::faults::QueueFaultKind;
@@ -11,8 +12,9 @@ use crate::memory::PAGE;
 use crate::trace::Invalidation;
 use spec::SourceId;
 use spec::invalidation::{
-    ContextInvalidate, DeviceTlbInvalidate, IotlbInvalidate, PasidCacheInvalidate, PasidDeviceTlbInvalidate,
-    PasidIotlbInvalidate, Wait, granularity, kind, pasid_cache_granularity, pasid_iotlb_granularity,
+    ContextInvalidate, DeviceTlbInvalidate, InterruptInvalidate, IotlbInvalidate, PasidCacheInvalidate,
+    PasidDeviceTlbInvalidate, PasidIotlbInvalidate, Wait, granularity, kind, pasid_cache_granularity,
+    pasid_iotlb_granularity,
 };
 use spec::regs::{Cap, Ecap, Iqa};
 
@@ -303,7 +305,10 @@ fn decode(raw: [u64; 2], wide: bool, cap: Cap, ecap: Ecap) -> Result<Command, u8
             checked(PasidDeviceTlbInvalidate::RESERVED, Command::Device { what, pending: pending(d.mip()) })
         }
         kind::INTERRUPT if ecap.ir() => {
-            Ok(Command::Forget { what: Invalidation::InterruptEntries, drain: false })
+            let d = InterruptInvalidate::from_raw(raw);
+            let named = named(d, ecap.mhmv()).map_err(|()| error::RESERVED)?;
+            let what = Invalidation::InterruptEntries(named);
+            checked(InterruptInvalidate::RESERVED, Command::Forget { what, drain: false })
         }
         kind::PASID_CACHE if ecap.smts() => {
             let d = PasidCacheInvalidate::from_raw(raw);

@@ -182,6 +182,10 @@ impl Unit {
             Pending::InterruptRemapping(on) => Some(*on),
             _ => None,
         });
+        let cfi = target(self.status.cfis(), |p| match p {
+            Pending::Compatibility(on) => Some(*on),
+            _ => None,
+        });
         let queue = if command.qie() { Pending::QueueOn } else { Pending::QueueOff };
         [
             (command.srtp(), Pending::SetRoot(self.root_register)),
@@ -189,6 +193,7 @@ impl Unit {
             (command.sirtp(), Pending::SetInterruptTable),
             (command.qie() != qie && self.config.ecap.qi(), queue),
             (command.ire() != ire && self.config.ecap.ir(), Pending::InterruptRemapping(command.ire())),
+            (command.cfi() != cfi && self.config.ecap.ir(), Pending::Compatibility(command.cfi())),
             (command.te() != te, Pending::Translation(command.te())),
         ]
         .into_iter()

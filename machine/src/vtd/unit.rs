@@ -2,6 +2,7 @@
 
 use super::cache::Caches;
 use super::faultlog::FaultLog;
+use super::interrupts::Interrupts;
 use super::queue::{self, Command, Queue};
 use crate::config::{Protected, Scope, UnitConfig};
 use crate::fabric::Fabric;
@@ -9,7 +10,7 @@ use crate::faults::QueueFaultKind;
 use crate::trace::{Invalidation, TraceLine};
 use spec::Extent;
 use spec::SourceId;
-use spec::regs::{Ccmd, Gsts, IotlbCommand, Iqa, Iva, Pmen, RootAddr, offset};
+use spec::regs::{Ccmd, Gsts, IotlbCommand, Iqa, Irta, Iva, Pmen, RootAddr, offset};
 use std::collections::BTreeMap;
 
 /// What became of a request.
@@ -33,6 +34,7 @@ pub(super) enum Pending {
     FlushBuffer,
     SetInterruptTable,
     InterruptRemapping(bool),
+    Compatibility(bool),
     Protection(bool),
     Contexts(Ccmd),
     Iotlb(IotlbCommand, Iva),
@@ -65,6 +67,7 @@ pub struct Unit {
     pub(crate) caches: Caches,
     pub(super) faults: FaultLog,
     pub(super) queue: Queue,
+    pub(super) interrupts: Interrupts,
     pub(super) pending: Vec<(u64, Pending)>,
 }
 
@@ -101,6 +104,7 @@ impl Unit {
             caches,
             faults,
             queue,
+            interrupts: Interrupts::default(),
             pending: Vec::new(),
         }
     }
@@ -211,8 +215,19 @@ impl Unit {
                 fabric.memory.drain_buffer();
                 self.status = self.status.with_wbfs(false);
             }
-            Pending::SetInterruptTable => self.status = self.status.with_irtps(true),
-            Pending::InterruptRemapping(on) => self.status = self.status.with_ires(on),
+            Pending::SetInterruptTable => {
+                let irta = self.plain.get(&offset::IRTA).copied().unwrap_or(0);
+                self.interrupts.table = Irta::from_raw(irta);
+                self.status = self.status.with_irtps(true);
+                if self.config.cap.esirtps() {
+                    self.interrupts.forget(None);
+                }
+            }
+            Pending::InterruptRemapping(on) => {
+                self.status = self.status.with_ires(on);
+                fabric.trace.push(TraceLine::InterruptsRemapped { at, unit, on });
+            }
+            Pending::Compatibility(on) => self.status = self.status.with_cfis(on),
             Pending::Protection(on) => {
                 self.pmen = self.pmen.with_prs(on);
                 fabric.trace.push(TraceLine::ProtectionEnabled { at, unit, on });
@@ -282,6 +297,9 @@ impl Unit {
             fabric.memory.drain_buffer();
         }
         self.caches.forget(what);
+        if let Invalidation::InterruptEntries(named) = what {
+            self.interrupts.forget(named);
+        }
         fabric.trace.push(TraceLine::Invalidated { at: fabric.now, unit: self.config.id, what });
     }
 }
