@@ -35,6 +35,7 @@ pub fn page(judgement: &Judgement, recording: &[Frame]) -> String {
                     (timeline::section(report))
                     (requesters(report))
                     (faults(report))
+                    section { h2 { "Interrupts" } p { (table::interrupts(report)) "." } }
                     (audits(report))
                     (evidence(report))
                 }

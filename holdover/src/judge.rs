@@ -38,6 +38,7 @@ pub fn judge(asked: &Asked, record: &Record, tune: &Tune) -> Judgement {
         cut_off: Vec::new(),
         witness: Default::default(),
         faults: Default::default(),
+        interrupts: Default::default(),
         translation_enabled_throughout: false,
         audit: Default::default(),
         timeline: Vec::new(),

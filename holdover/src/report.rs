@@ -33,6 +33,9 @@ pub struct Report {
     pub witness: Witness,
     /// Faults that the incoming kernels reported.
     pub faults: Faults,
+    /// Interrupts of devices whose entries were in place, counted by the kernels.
+    #[serde(default)]
+    pub interrupts: Interrupts,
     /// Judged from the machine's own trace: translation was on from the first exercise of the devices to the end.
     pub translation_enabled_throughout: bool,
     /// Both audits, over all updates of the run.
@@ -145,6 +148,23 @@ pub struct Faults {
     pub unattributed: u64,
     /// How often a unit said that it lost records.
     pub overflows: u64,
+}
+
+/// Interrupts that devices sent through their entries in the unit's interrupt table. All zero where the kernels only poll.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interrupts {
+    /// Messages sent.
+    pub sent: u64,
+    /// Delivered to an outgoing kernel.
+    pub delivered_before: u64,
+    /// Raised in a gap, and delivered to the incoming kernel after adoption.
+    pub delivered_in_gap: u64,
+    /// Raised and delivered after adoption.
+    pub delivered_after: u64,
+    /// Sent and never delivered.
+    pub lost: u64,
+    /// Delivered by a vector that nobody asked for, or of a device that was cut off.
+    pub misdirected: u64,
 }
 
 /// Both audits.
@@ -386,6 +406,10 @@ pub enum Kind {
     CaptureLost,
     /// Preserved memory changed.
     ContentChanged,
+    /// An interrupt of a preserved device was not delivered.
+    InterruptLost,
+    /// An interrupt was delivered that nobody should have had.
+    InterruptMisdirected,
     /// An audit found a violation.
     AuditViolation,
     /// An audit did not take place.
@@ -402,7 +426,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, the gravest first.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::Refused,
         Self::Failed,
         Self::TranslationOff,
@@ -420,6 +444,8 @@ impl Kind {
         Self::TransferIdle,
         Self::CaptureLost,
         Self::ContentChanged,
+        Self::InterruptLost,
+        Self::InterruptMisdirected,
         Self::AuditViolation,
         Self::AuditMissing,
         Self::DomainBlocked,
@@ -449,6 +475,8 @@ impl Kind {
             Self::TransferIdle => "transfer-idle",
             Self::CaptureLost => "capture-lost",
             Self::ContentChanged => "content-changed",
+            Self::InterruptLost => "interrupt-lost",
+            Self::InterruptMisdirected => "interrupt-misdirected",
             Self::AuditViolation => "audit-violation",
             Self::AuditMissing => "audit-missing",
             Self::DomainBlocked => "domain-blocked",

@@ -99,6 +99,7 @@ fn facts(out: &mut String, report: &Report) -> fmt::Result {
     for (name, value) in [
         ("Sound", sound),
         ("Faults", faults),
+        ("Interrupts", interrupts(report)),
         ("Translation", on.to_owned()),
         ("Audit", format!("before the jump {}", audit(&report.audit.before_jump))),
         ("", format!("after the jump {}", audit(&report.audit.after_jump))),
@@ -107,6 +108,18 @@ fn facts(out: &mut String, report: &Report) -> fmt::Result {
         writeln!(out, "  {name:<12} {value}")?;
     }
     writeln!(out)
+}
+
+/// `7 sent, 3 delivered before, 1 raised in the gap, 3 after, 0 lost, 0 misdirected`.
+pub(crate) fn interrupts(report: &Report) -> String {
+    let i = &report.interrupts;
+    if i.sent == 0 {
+        return "none: the kernels poll".to_owned();
+    }
+    format!(
+        "{} sent, delivered {} before, {} raised in the gap, {} after; {} lost, {} misdirected",
+        i.sent, i.delivered_before, i.delivered_in_gap, i.delivered_after, i.lost, i.misdirected
+    )
 }
 
 /// `9 checks of 1,200 items, 0 violations`.

@@ -5,7 +5,7 @@ use crate::frames::Frames;
 use crate::machine::{Machine, Serial};
 use crate::memory::PAGE;
 use scenario::event::Event;
-use scenario::platform::{Mark, MemoryRange, NoMemory, Platform};
+use scenario::platform::{LocalInterrupts, Mark, MemoryRange, NoMemory, Platform};
 use spec::{Extent, PhysAddr, SourceId};
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -34,6 +34,8 @@ pub struct Kernel<'m> {
     boot: Boot,
     frames: RefCell<Frames>,
     allocated: Cell<bool>,
+    /// How often this kernel was interrupted, by vector.
+    delivered: RefCell<[u64; 256]>,
 }
 
 impl<'m> Kernel<'m> {
@@ -51,7 +53,13 @@ impl<'m> Kernel<'m> {
         for area in boot.areas.iter().copied().chain([boot.home]).chain(boot.successor_home) {
             frames.take(area);
         }
-        Self { machine, boot, frames: RefCell::new(frames), allocated: Cell::new(false) }
+        Self {
+            machine,
+            boot,
+            frames: RefCell::new(frames),
+            allocated: Cell::new(false),
+            delivered: RefCell::new([0; 256]),
+        }
     }
 
     fn mmio_read(&self, at: PhysAddr, bytes: u64) -> u64 {
@@ -71,6 +79,24 @@ impl<'m> Kernel<'m> {
 
 fn hole(hole: crate::memory::Hole) -> NoMemory {
     NoMemory { at: PhysAddr::new(hole.0) }
+}
+
+impl LocalInterrupts for Kernel<'_> {
+    fn id(&self) -> u8 {
+        0
+    }
+
+    fn take_pending(&self) {
+        self.machine.with(|state| state.step(20, 200));
+        while let Some(vector) = self.machine.with(|state| state.fabric.apic.take()) {
+            self.delivered.borrow_mut()[usize::from(vector)] += 1;
+            self.machine.with(|state| state.step(200, 2_000));
+        }
+    }
+
+    fn delivered(&self, vector: u8) -> u64 {
+        self.delivered.borrow()[usize::from(vector)]
+    }
 }
 
 impl Platform for Kernel<'_> {
@@ -184,6 +210,10 @@ impl Platform for Kernel<'_> {
 
     fn relax(&self) {
         self.machine.with(|state| state.step(500, 12_000));
+    }
+
+    fn interrupts(&self) -> Option<&dyn LocalInterrupts> {
+        Some(self)
     }
 
     fn memory_map(&self) -> &[MemoryRange] {

@@ -22,6 +22,8 @@ pub const TRANSFER_NS: u64 = 100_000_000;
 /// Register offsets in BAR 0.
 mod reg {
     pub(super) const ID: u64 = 0x00;
+    pub(super) const RAISE: u64 = 0x60;
+    pub(super) const ACKNOWLEDGE: u64 = 0x64;
     pub(super) const SOURCE: u64 = 0x80;
     pub(super) const DESTINATION: u64 = 0x88;
     pub(super) const COUNT: u64 = 0x90;
@@ -156,6 +158,16 @@ impl<'p, P: Platform + ?Sized> Edu<'p, P> {
         self.write(reg::COUNT, count);
         self.write(reg::COMMAND, command);
         Ok(())
+    }
+
+    /// Has the device raise its interrupt. Each call sends one message.
+    pub fn raise(&self) {
+        self.platform.mmio_write32(self.base.plus(reg::RAISE), 1);
+    }
+
+    /// Tells the device that its interrupt was seen.
+    pub fn acknowledge(&self) {
+        self.platform.mmio_write32(self.base.plus(reg::ACKNOWLEDGE), u32::MAX);
     }
 
     /// Whether a transfer is under way.

@@ -61,6 +61,17 @@ pub enum Event {
     Capture { requester: String, frames: u64, complete: bool },
     /// Memory that was preserved, compared with what the outgoing kernel left.
     Content { token: String, intact: bool },
+    /// Interrupts that a kernel answers for: how many messages were sent by a device whose entry was in place, and how many
+    /// interrupted a kernel before the update, in the incoming kernel although raised in the gap, and after adoption. What
+    /// arrived by another vector, or from a device that was cut off, is misdirected.
+    Interrupts {
+        kernel: String,
+        sent: u64,
+        delivered_before: u64,
+        delivered_in_gap: u64,
+        delivered_after: u64,
+        misdirected: u64,
+    },
     /// A unit was adopted.
     Adopted { unit: String, domain_ids: Vec<u16>, at: u64 },
     /// A domain failed its checks and was blocked alone.

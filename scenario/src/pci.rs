@@ -16,6 +16,7 @@ use alloc::vec::Vec;
 use config::reg;
 pub use config::{
     Bar, CAP_EXPRESS, bar_address, capability, disable_bus_master, enable, extended_capability, probe_bars,
+    set_message,
 };
 use core::fmt;
 use spec::SourceId;

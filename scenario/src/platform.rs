@@ -80,6 +80,12 @@ pub trait Platform {
     /// Lets a little time pass in a polling loop.
     fn relax(&self);
 
+    /// The processor's interrupt controller. `None`, as here: the kernel of this platform only polls, and the units' interrupt
+    /// remapping is left alone.
+    fn interrupts(&self) -> Option<&dyn LocalInterrupts> {
+        None
+    }
+
     /// The memory map that firmware gave, ascending, without overlap.
     fn memory_map(&self) -> &[MemoryRange];
     /// Physical address of the RSDP.
@@ -119,6 +125,19 @@ pub trait Platform {
     fn log(&self, message: fmt::Arguments<'_>);
     /// Leaves a mark in the machine's own trace, where it has one (on QEMU: a write to a harmless register of the unit).
     fn mark(&self, mark: Mark);
+}
+
+/// The processor's own interrupt controller, and the kernel's handlers of its vectors.
+///
+/// Interrupts are masked but for the moments in which [`LocalInterrupts::take_pending`] lets them in: what arrives in between
+/// waits, once for each vector, also while one kernel gives way to the next.
+pub trait LocalInterrupts {
+    /// The processor's id, as the destination of an interrupt; below 256.
+    fn id(&self) -> u8;
+    /// Lets every vector that waits interrupt the processor, then masks interrupts again.
+    fn take_pending(&self);
+    /// How often this kernel was interrupted with a vector.
+    fn delivered(&self, vector: u8) -> u64;
 }
 
 /// Moments that are marked in the machine's own trace. The value is what is written.

@@ -3,7 +3,7 @@
 use super::count;
 use crate::record::Record;
 use crate::report::{
-    Capture, Content, CutOff, FaultRecord, Kind, Outcome, Report, Transfer, Update, Witness,
+    Capture, Content, CutOff, FaultRecord, Interrupts, Kind, Outcome, Report, Transfer, Update, Witness,
 };
 use crate::sound::Heard;
 use crate::table;
@@ -15,7 +15,34 @@ pub(super) fn judge(report: &mut Report, record: &Record, heard: &Heard) {
         faults(report, event);
         memory(report, event);
     }
+    interrupts(report, record);
     sound(report, record, heard);
+}
+
+fn interrupts(report: &mut Report, record: &Record) {
+    let mut sum = Interrupts::default();
+    for event in &record.serial.events {
+        let Event::Interrupts {
+            sent, delivered_before, delivered_in_gap, delivered_after, misdirected, ..
+        } = event
+        else {
+            continue;
+        };
+        sum.sent += sent;
+        sum.delivered_before += delivered_before;
+        sum.delivered_in_gap += delivered_in_gap;
+        sum.delivered_after += delivered_after;
+        sum.misdirected += misdirected;
+    }
+    sum.lost = sum.sent.saturating_sub(sum.delivered_before + sum.delivered_in_gap + sum.delivered_after);
+    if sum.lost > 0 {
+        report.find(Kind::InterruptLost, format!("{} never delivered", count(sum.lost, "interrupt")));
+    }
+    if sum.misdirected > 0 {
+        let words = format!("{} delivered that nobody should have had", count(sum.misdirected, "interrupt"));
+        report.find(Kind::InterruptMisdirected, words);
+    }
+    report.interrupts = sum;
 }
 
 fn cut_off(report: &mut Report, event: &Event) {

@@ -29,6 +29,12 @@ const FIRST_EXTENDED: u16 = 0x100;
 const MAX_EXTENDED: usize = 480;
 /// Capability id of PCI Express.
 pub const CAP_EXPRESS: u8 = 0x10;
+/// Capability id of message signalled interrupts.
+const CAP_MSI: u8 = 0x05;
+/// Bits of the capability's first word: switched on, number of vectors, addresses of 64 bits.
+const MSI_ENABLE: u32 = 1 << 16;
+const MSI_VECTORS: u32 = 7 << 20;
+const MSI_WIDE: u32 = 1 << 23;
 
 /// Offset of the first capability `id` in configuration space, `None` when there is none.
 ///
@@ -92,6 +98,30 @@ pub fn extended_capability<P: Platform + ?Sized>(
         }
     }
     Err(PciError::CapabilityCycle { function, offset })
+}
+
+/// Has a function send this message for its interrupt (PCI 3.0, 6.8.1), one vector; the function must be a bus master.
+///
+/// # Errors
+/// [`PciError`] when its list of capabilities is broken; `Ok(false)` when it has no MSI.
+pub fn set_message<P: Platform + ?Sized>(
+    platform: &P,
+    function: SourceId,
+    address: u32,
+    data: u32,
+) -> Result<bool, PciError> {
+    let Some(at) = capability(platform, function, CAP_MSI)?.map(u16::from) else { return Ok(false) };
+    let control = platform.config_read32(function, at);
+    let off = control & !(MSI_ENABLE | MSI_VECTORS);
+    platform.config_write32(function, at, off);
+    platform.config_write32(function, at + 4, address);
+    let data_at = if control & MSI_WIDE != 0 { 12 } else { 8 };
+    if data_at == 12 {
+        platform.config_write32(function, at + 8, 0);
+    }
+    platform.config_write32(function, at + data_at, data);
+    platform.config_write32(function, at, off | MSI_ENABLE);
+    Ok(true)
 }
 
 /// One base address register, with its size.

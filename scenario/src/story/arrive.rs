@@ -160,6 +160,10 @@ fn retrieve<'k, 'p, P: Platform + ?Sized>(
             "other functions were preserved than this kernel drives",
         ));
     }
+    let interrupts = match edu_domain {
+        Some(_) => super::interrupts::retrieve(kernel, &incoming, kept)?,
+        None => None,
+    };
     super::reduced::retrieve(kernel, ctx, &mut incoming, &reserved)?;
     phases.push(("retrieve", start, platform.now() - start));
     let start = platform.now();
@@ -181,6 +185,7 @@ fn retrieve<'k, 'p, P: Platform + ?Sized>(
         playing,
         capturing,
         edus,
+        interrupts,
         log,
         reserved,
         arrived_with,

@@ -9,6 +9,7 @@ mod devices;
 mod drive;
 mod fault_log;
 mod host;
+mod interrupts;
 mod judge;
 mod mutant;
 mod notes;
@@ -108,6 +109,8 @@ fn live<P: Platform + ?Sized>(platform: &P, handover: Option<PhysAddr>, update: 
         Err(trouble) => return Err(trouble),
     };
     if handover.is_some() {
+        scene.wait_for_edus()?;
+        interrupts::after(&mut scene, &mut ctx)?;
         judge::update(&mut scene)?;
     }
     if platform.successor_home().is_some() {

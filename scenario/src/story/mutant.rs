@@ -24,11 +24,13 @@ pub enum Mutant {
     LateStrayLeaf,
     /// One bit of the handover's records is flipped after the seal.
     BrokenHandover,
+    /// While the outgoing kernel leaves, the preserved device's interrupt entry is not in its table.
+    InterruptTableLost,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::TranslationOff,
         Self::NoCutOff,
         Self::PoisonedPage,
@@ -36,6 +38,7 @@ impl Mutant {
         Self::StrayLeaf,
         Self::LateStrayLeaf,
         Self::BrokenHandover,
+        Self::InterruptTableLost,
     ];
 
     /// Its name on command lines.
@@ -49,6 +52,7 @@ impl Mutant {
             Self::StrayLeaf => "stray-leaf",
             Self::LateStrayLeaf => "late-stray-leaf",
             Self::BrokenHandover => "broken-handover",
+            Self::InterruptTableLost => "interrupt-table-lost",
         }
     }
 
@@ -81,5 +85,5 @@ const _: () = {
         assert!(Mutant::ALL[i] as usize == i);
         i += 1;
     }
-    assert!(Mutant::BrokenHandover as usize + 1 == Mutant::ALL.len());
+    assert!(Mutant::InterruptTableLost as usize + 1 == Mutant::ALL.len());
 };

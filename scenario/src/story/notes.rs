@@ -56,6 +56,8 @@ pub(crate) struct Notes {
     pub(crate) confirmed: (u32, u32),
     /// Errors of invalidation queues that were mended meanwhile.
     pub(crate) queue_errors: u32,
+    /// Interrupts that the preserved device raised after the cut-off.
+    pub(crate) interrupts: u32,
     /// Who was cut off.
     pub(crate) cleared: Requesters,
     /// Who stays.
@@ -70,6 +72,7 @@ impl Notes {
         busy: false,
         cut_off: (0, 0),
         confirmed: (0, 0),
+        interrupts: 0,
         queue_errors: 0,
         cleared: Requesters::EMPTY,
         stays: Requesters::EMPTY,
@@ -123,6 +126,7 @@ impl Notes {
             cut_off: (w[8], w[9]),
             confirmed: (w[10] as u32, w[11] as u32),
             queue_errors: w[14] as u32,
+            interrupts: w[15] as u32,
             cleared: requesters(w[12], 16),
             stays: requesters(w[13], 16 + MOST),
         })
@@ -145,8 +149,9 @@ impl Notes {
             self.cleared.count as u64,
             self.stays.count as u64,
             self.queue_errors.into(),
+            self.interrupts.into(),
         ];
-        w[2..15].copy_from_slice(&fixed);
+        w[2..16].copy_from_slice(&fixed);
         for (list, from) in [(&self.cleared, 16), (&self.stays, 16 + MOST)] {
             for (word, requester) in w[from..].iter_mut().zip(list.iter()) {
                 *word = u64::from(requester.segment.0) << 16 | u64::from(requester.source.raw());

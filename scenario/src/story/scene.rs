@@ -6,6 +6,7 @@
 use super::devices::{self, Cast};
 use super::fault_log::FaultLog;
 use super::host::Kernel;
+use super::interrupts::{self, Interrupts};
 use super::notes::Notes;
 use super::plan;
 use super::trouble::Trouble;
@@ -54,6 +55,8 @@ pub(crate) struct Scene<'k, 'p, P: Platform + ?Sized> {
     pub(crate) playing: Stream<'p, P>,
     pub(crate) capturing: Stream<'p, P>,
     pub(crate) edus: [Edu<'p, P>; 3],
+    /// The preserved edu's interrupt; `None` on a platform whose kernel only polls, and when the edu is blocked.
+    pub(crate) interrupts: Option<Interrupts>,
     pub(crate) log: FaultLog,
     /// Memory that firmware reserved, and for whom.
     pub(crate) reserved: Vec<(SourceId, Extent)>,
@@ -82,6 +85,7 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
         attach(kernel, ctx, cast.audio, audio_domain)?;
         attach(kernel, ctx, cast.kept, edu_domain)?;
         expose(kernel, ctx, cast, memory)?;
+        let interrupts = interrupts::start(kernel, ctx, cast)?;
         kernel.iommu.enable(ctx).map_err(Trouble::at("switch translation on"))?;
         kernel.iommu.units().iter().for_each(|unit| report_unit(platform, unit));
         write_tune(platform, memory.sound.start())?;
@@ -97,6 +101,7 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
             playing,
             capturing,
             edus,
+            interrupts,
             log,
             reserved,
             arrived_with,

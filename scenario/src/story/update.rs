@@ -1,6 +1,7 @@
 //! The outgoing kernel's part: preserve, freeze, start the transfers that will be in flight, cut off, jump.
 
 use super::host::{Kernel, Machine};
+use super::interrupts;
 use super::notes::Notes;
 use super::scene::{Scene, differs, requester};
 use super::trouble::Trouble;
@@ -37,6 +38,7 @@ pub(crate) fn run<P: Platform + ?Sized>(
         judge::performance(&mut scene)?;
         return super::over(scene, update - 1, Verdict::Refused);
     }
+    interrupts::before(&scene, &mut ctx)?;
     let mut store = super::store::Store::new();
     let mut outgoing = Outgoing::new(scene.kernel, store.storage());
     timed(platform, "preserve", || {
@@ -246,6 +248,7 @@ fn leave<'k, 'p, P: Platform + ?Sized>(
         notes.queue_errors += unit.queue_errors(&mut |_| notes.queue_errors += 1);
     }
     sabotage(scene.kernel, mutant, false);
+    notes.interrupts = interrupts::in_gap(&scene, &atomic, mutant);
     notes.busy = scene.edus[0].busy();
     notes.capturing = scene.capturing.position();
     notes.playing = scene.playing.position();

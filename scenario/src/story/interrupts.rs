@@ -1,0 +1,255 @@
+//! Interrupts of the scene: the preserved edu's message goes through the unit's interrupt table, before the update, in the
+//! gap, and after it; the edu that is cut off must be blocked.
+//!
+//! Every message is waited for before the next is sent, but for the one that the outgoing kernel has raised past the point
+//! of no return: it waits in the processor's controller until the incoming kernel, which has taken the entry over, lets it
+//! in. Only then is the entry pointed to another vector. On a platform whose kernel only polls nothing of this happens.
+
+use super::devices::Cast;
+use super::host::{Kernel, Machine};
+use super::scene::{Scene, requester};
+use super::trouble::Trouble;
+use super::{Mutant, plan};
+use crate::event::Event;
+use crate::pci;
+use crate::platform::{LocalInterrupts, Platform};
+use alloc::string::ToString;
+use iommu::{InterruptEntry, InterruptSetup, Message, VtdUnit};
+use liveupdate::Incoming;
+use liveupdate::host::{Atomic, ForgetInterrupts, InterruptRemapping, MaySleep, TableMemory};
+use spec::SourceId;
+use spec::interrupt::{ENTRY_BYTES, RemappedEntry};
+
+/// Vector of the preserved device in the first kernel; each later one takes the next.
+const FIRST_VECTOR: u8 = 0x51;
+/// Vector of the device that will be cut off.
+const CUT_VECTOR: u8 = 0x91;
+/// Messages that are sent before an update, and again after it.
+const MESSAGES: u64 = 3;
+/// Longest wait for a message to arrive, in nanoseconds.
+const LIMIT: u64 = 200_000_000;
+/// How long an interrupt that must not arrive is waited for.
+const QUIET: u64 = 5_000_000;
+
+/// The preserved edu's interrupt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Interrupts {
+    index: u16,
+    vector: u8,
+}
+
+/// A processor's controller and what it had delivered when counting began.
+struct Count<'c> {
+    local: &'c dyn LocalInterrupts,
+    before: u64,
+    expected: u64,
+}
+
+impl<'c> Count<'c> {
+    fn new(local: &'c dyn LocalInterrupts) -> Self {
+        Self { local, before: total(local), expected: 0 }
+    }
+
+    /// Lets in what waits until `vector` has come once more; says whether it did, in time.
+    fn await_one<P: Platform + ?Sized>(&mut self, platform: &P, vector: u8) -> bool {
+        let (before, start) = (self.local.delivered(vector), platform.now());
+        loop {
+            self.local.take_pending();
+            if self.local.delivered(vector) > before {
+                self.expected += 1;
+                return true;
+            }
+            if platform.now().saturating_sub(start) > LIMIT {
+                return false;
+            }
+            platform.relax();
+        }
+    }
+
+    /// What came beside the expected.
+    fn misdirected(&self) -> u64 {
+        total(self.local).saturating_sub(self.before + self.expected)
+    }
+}
+
+fn total(local: &dyn LocalInterrupts) -> u64 {
+    (0..=u8::MAX).map(|vector| local.delivered(vector)).sum()
+}
+
+type TheUnit<'k, 'p, P> = VtdUnit<'k, Machine<'p, P>>;
+
+/// The unit that watches a function, with an interrupt table in use; `None` where there is none, or nobody to interrupt.
+fn unit_of<'k, 'p, P: Platform + ?Sized>(
+    kernel: &Kernel<'k, 'p, P>,
+    ctx: &mut MaySleep,
+    source: SourceId,
+) -> Result<Option<&'k TheUnit<'k, 'p, P>>, Trouble> {
+    let unit = kernel.iommu.unit_of(requester(source)).filter(|unit| unit.can_remap_interrupts());
+    let Some(unit) = unit.filter(|_| kernel.platform().interrupts().is_some()) else { return Ok(None) };
+    if unit.interrupt_table_in_use().is_none() {
+        let on = unit.remap_interrupts(ctx, InterruptSetup::default());
+        on.map_err(Trouble::at("remap interrupts"))?;
+    }
+    Ok(Some(unit))
+}
+
+/// Gives a function an entry and has it send the message that asks for it.
+fn connect<P: Platform + ?Sized>(
+    kernel: &Kernel<'_, '_, P>,
+    ctx: &mut MaySleep,
+    source: SourceId,
+    vector: u8,
+) -> Result<Option<u16>, Trouble> {
+    let Some(unit) = unit_of(kernel, ctx, source)? else { return Ok(None) };
+    let platform = kernel.platform();
+    let id = platform.interrupts().map_or(0, LocalInterrupts::id);
+    let index = unit.allocate_interrupts(0).map_err(Trouble::at("take an interrupt entry"))?;
+    let carried = kernel.buses.0.carried_by(source);
+    let set = unit.set_interrupt(ctx, index, InterruptEntry::msi(carried, vector, id.into()));
+    set.map_err(Trouble::at("set an interrupt entry"))?;
+    let message = Message::to(index);
+    let sends = pci::set_message(platform, source, message.address, message.data);
+    match sends.map_err(Trouble::at("set a device's message"))? {
+        true => Ok(Some(index)),
+        false => Ok(None),
+    }
+}
+
+/// First kernel: the preserved device gets an entry.
+pub(crate) fn start<P: Platform + ?Sized>(
+    kernel: &Kernel<'_, '_, P>,
+    ctx: &mut MaySleep,
+    cast: Cast,
+) -> Result<Option<Interrupts>, Trouble> {
+    let index = connect(kernel, ctx, cast.kept, FIRST_VECTOR)?;
+    Ok(index.map(|index| Interrupts { index, vector: FIRST_VECTOR }))
+}
+
+/// Incoming kernel: takes the entry of the preserved device over.
+pub(crate) fn retrieve<'k, 'p, P: Platform + ?Sized>(
+    kernel: &'k Kernel<'k, 'p, P>,
+    incoming: &Incoming<'k, '_, Kernel<'k, 'p, P>>,
+    source: SourceId,
+) -> Result<Option<Interrupts>, Trouble> {
+    let Some(unit) = kernel.iommu.unit_of(requester(source)) else { return Ok(None) };
+    let mut found = None;
+    let entries = incoming.retrieve_interrupts(plan::EDU, &mut |index, words| {
+        let vector = RemappedEntry::from_raw(words).v() as u8;
+        found.get_or_insert(Interrupts { index, vector });
+    });
+    entries.map_err(Trouble::at("retrieve interrupts"))?;
+    if let Some(Interrupts { index, .. }) = found {
+        unit.claim_interrupt(index).map_err(Trouble::at("take an interrupt entry over"))?;
+    }
+    Ok(found)
+}
+
+/// Outgoing kernel, before the update: both devices interrupt, each by its own vector.
+pub(crate) fn before<P: Platform + ?Sized>(
+    scene: &Scene<'_, '_, P>,
+    ctx: &mut MaySleep,
+) -> Result<(), Trouble> {
+    let platform = scene.platform();
+    let (Some(kept), Some(local)) = (scene.interrupts, platform.interrupts()) else { return Ok(()) };
+    let cut = connect(scene.kernel, ctx, scene.cast.cut, CUT_VECTOR)?;
+    let mut count = Count::new(local);
+    let mut delivered = 0;
+    let messages = (0..MESSAGES).map(|_| (0, kept.vector)).chain(cut.map(|_| (1, CUT_VECTOR)));
+    let mut sent = 0;
+    for (edu, vector) in messages {
+        scene.edus[edu].raise();
+        sent += 1;
+        delivered += u64::from(count.await_one(platform, vector));
+        scene.edus[edu].acknowledge();
+    }
+    platform.event(&Event::Interrupts {
+        kernel: platform.release().to_string(),
+        sent,
+        delivered_before: delivered,
+        delivered_in_gap: 0,
+        delivered_after: 0,
+        misdirected: count.misdirected(),
+    });
+    Ok(())
+}
+
+/// Past the point of no return: the preserved device raises its interrupt once. Says how often. Neither allocates nor
+/// sleeps.
+pub(crate) fn in_gap<P: Platform + ?Sized>(
+    scene: &Scene<'_, '_, P>,
+    atomic: &Atomic,
+    mutant: Option<Mutant>,
+) -> u32 {
+    let Some(Interrupts { index, .. }) = scene.interrupts else { return 0 };
+    let unit = scene.kernel.iommu.unit_of(requester(scene.cast.kept));
+    let table = unit.and_then(VtdUnit::interrupt_table_in_use);
+    let at = table.map(|irta| irta.table().plus(ENTRY_BYTES * u64::from(index)));
+    let at = at.filter(|_| mutant == Some(Mutant::InterruptTableLost));
+    let machine = scene.kernel.machine;
+    let entry = at.and_then(|at| Some((at, machine.read(at).ok()?)));
+    let put = |low: u64, at| {
+        let _ = machine.write(at, low);
+        let _ = unit.map(|unit| unit.forget_interrupts(atomic, ForgetInterrupts::Everything));
+    };
+    entry.into_iter().for_each(|(at, _)| put(0, at));
+    scene.edus[0].raise();
+    entry.into_iter().for_each(|(at, low)| put(low, at));
+    1
+}
+
+/// Incoming kernel, after adoption: what waits is let in, then the entry is pointed to another vector and used. The device
+/// that was cut off must not get through.
+pub(crate) fn after<P: Platform + ?Sized>(
+    scene: &mut Scene<'_, '_, P>,
+    ctx: &mut MaySleep,
+) -> Result<(), Trouble> {
+    let platform = scene.platform();
+    let (Some(kept), Some(local)) = (scene.interrupts, platform.interrupts()) else { return Ok(()) };
+    let mut count = Count::new(local);
+    let raised = u64::from(scene.arrived_with.map_or(0, |notes| notes.interrupts));
+    let in_gap = (0..raised).filter(|_| count.await_one(platform, kept.vector)).count() as u64;
+    scene.edus[0].acknowledge();
+    let vector = kept.vector + 1;
+    let unit = scene.kernel.iommu.unit_of(requester(scene.cast.kept));
+    let unit = unit.ok_or(Trouble::new("re-point an interrupt", "no unit watches the device"))?;
+    let carried = scene.kernel.buses.0.carried_by(scene.cast.kept);
+    let entry = InterruptEntry::msi(carried, vector, local.id().into());
+    unit.set_interrupt(ctx, kept.index, entry).map_err(Trouble::at("re-point an interrupt"))?;
+    scene.interrupts = Some(Interrupts { vector, ..kept });
+    let mut delivered = 0;
+    for _ in 0..MESSAGES {
+        scene.edus[0].raise();
+        delivered += u64::from(count.await_one(platform, vector));
+        scene.edus[0].acknowledge();
+    }
+    blocked(scene, local);
+    platform.event(&Event::Interrupts {
+        kernel: platform.release().to_string(),
+        sent: raised + MESSAGES,
+        delivered_before: 0,
+        delivered_in_gap: in_gap,
+        delivered_after: delivered,
+        misdirected: count.misdirected(),
+    });
+    Ok(())
+}
+
+/// The device that was cut off raises its interrupt, which nothing may come of but a fault.
+fn blocked<P: Platform + ?Sized>(scene: &mut Scene<'_, '_, P>, local: &dyn LocalInterrupts) {
+    let platform = scene.platform();
+    let unit = scene.kernel.iommu.unit_of(requester(scene.cast.cut));
+    // A unit with nothing preserved remaps nothing any more: there messages pass as they are.
+    if unit.is_none_or(|unit| unit.interrupt_table_in_use().is_none()) {
+        return;
+    }
+    // What was recorded before is not to hide it.
+    scene.watch();
+    scene.edus[1].raise();
+    let start = platform.now();
+    while platform.now().saturating_sub(start) < QUIET {
+        local.take_pending();
+        platform.relax();
+    }
+    scene.edus[1].acknowledge();
+    scene.watch();
+}
