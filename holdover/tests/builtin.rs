@@ -80,6 +80,25 @@ fn every_mistake_is_found_and_told_apart() {
     assert!(broken.report.translation_enabled_throughout);
 }
 
+#[test]
+fn no_interrupt_of_a_preserved_device_is_lost_and_one_that_was_cut_off_gets_none_through() {
+    let ran = run(&["--updates", "2"]);
+    ran.assert_clean();
+    let i = ran.report.interrupts;
+    assert_eq!((i.sent, i.delivered_before, i.delivered_in_gap, i.delivered_after), (16, 8, 2, 6));
+    assert_eq!((i.lost, i.misdirected), (0, 0));
+    let cut = &ran.report.cut_off[0].requester;
+    let blocked = ran.report.evidence.faults.iter().filter(|f| f.reason == 0x22 && f.requester == *cut);
+    assert_eq!(blocked.count(), 2, "one for each update");
+}
+
+#[test]
+fn an_interrupt_entry_that_is_gone_while_the_kernel_leaves_is_an_interrupt_lost() {
+    let ran = run(&["--mutant", "interrupt-table-lost"]);
+    ran.assert_found(&[Kind::InterruptLost], &[Kind::PreservedFault]);
+    assert_eq!((ran.report.interrupts.lost, ran.report.interrupts.delivered_in_gap), (1, 0));
+}
+
 /// Scenarios that are played in legacy mode.
 fn scenarios() -> impl Iterator<Item = &'static str> {
     let legacy = |scenario: &&Scenario| scenario.modes.contains(&Mode::Legacy);

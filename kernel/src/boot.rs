@@ -8,7 +8,7 @@ use crate::hw::exit::{Exit, exit};
 use crate::hw::hpet::{Hpet, NoClock};
 use crate::hw::serial::{self, Serial};
 use crate::hw::traps::{self, Origin};
-use crate::hw::{cpu, interrupts, physical};
+use crate::hw::{cpu, interrupts, local_apic, physical};
 use crate::layout::{self, Area};
 use crate::memory::{self, MapError};
 use crate::paging::{PageTables, PagingError, Rights};
@@ -117,6 +117,7 @@ fn prepare(kernel: &'static Kernel, entry: Entry) -> Result<Hardware, BootError>
     // SAFETY: the image has its rights, all RAM and the devices below 4 GiB are mapped.
     unsafe { cpu::load_page_tables(tables.root()) };
     interrupts::mask_all();
+    local_apic::install();
     let clock = Hpet::start()?;
     let mut frames = FrameAllocator::new(map.iter().filter_map(memory::whole_frames));
     for area in layout::AREAS.into_iter().chain([LEGACY]) {

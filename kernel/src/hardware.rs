@@ -3,6 +3,7 @@
 
 use crate::boot::Kernel;
 use crate::bootparam::BootParameters;
+use crate::hw::local_apic::LocalApic;
 use crate::hw::serial::{self, Serial};
 use crate::hw::{cpu, hpet::Hpet, physical, port};
 use crate::paging::{PageTables, PagingError, Rights, TableWords};
@@ -13,7 +14,7 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::fmt::{self, Write};
 use scenario::event::Event;
-use scenario::platform::{Mark, MemoryRange, NoMemory, Platform};
+use scenario::platform::{LocalInterrupts, Mark, MemoryRange, NoMemory, Platform};
 use spec::{Extent, PAGE_SIZE, PhysAddr, SourceId};
 
 /// Everything below is mapped at boot, as RAM or as device registers.
@@ -232,6 +233,10 @@ impl Platform for Hardware {
     }
     fn relax(&self) {
         cpu::relax();
+    }
+
+    fn interrupts(&self) -> Option<&dyn LocalInterrupts> {
+        Some(&LocalApic)
     }
 
     fn memory_map(&self) -> &[MemoryRange] {

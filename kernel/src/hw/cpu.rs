@@ -78,14 +78,7 @@ pub fn install(vectors: &Vectors) {
     tables.segments[4] = task >> 32;
     tables.task.interrupt_stacks = vectors.stacks;
     for (vector, gate) in (0u8..=255).zip(&mut tables.gates) {
-        let handler = vectors.stubs + vectors.stride * u64::from(vector);
-        let stack = u64::from((vectors.stack_of)(vector)) << 32;
-        gate[0] = handler & 0xffff
-            | u64::from(CODE) << 16
-            | stack
-            | INTERRUPT_GATE
-            | (handler >> 16 & 0xffff) << 48;
-        gate[1] = handler >> 32;
+        *gate = gate_to(vectors.stubs + vectors.stride * u64::from(vector), (vectors.stack_of)(vector));
     }
     let segments = pointer(&raw const tables.segments as u64, size_of_val(&tables.segments));
     let gates = pointer(&raw const tables.gates as u64, size_of_val(&tables.gates));
@@ -95,6 +88,19 @@ pub fn install(vectors: &Vectors) {
     unsafe { asm!("ltr {:x}", in(reg) TASK, options(nostack, preserves_flags)) };
     // SAFETY: all 256 gates lead to stubs that never return.
     unsafe { asm!("lidt [{}]", in(reg) &gates, options(nostack, preserves_flags)) };
+}
+
+/// The gate of a handler that runs with interrupts off on the processor's stack `stack`, 1 to 7.
+fn gate_to(handler: u64, stack: u8) -> [u64; 2] {
+    let low = handler & 0xffff | u64::from(CODE) << 16 | u64::from(stack) << 32 | INTERRUPT_GATE;
+    [low | (handler >> 16 & 0xffff) << 48, handler >> 32]
+}
+
+/// Sends a vector to another handler. Interrupts are off, and nothing raises the vector meanwhile.
+pub fn route(vector: u8, handler: u64, stack: u8) {
+    // SAFETY: one processor, which looks at a gate only when its vector is raised.
+    let tables = unsafe { &mut *TABLES.0.get() };
+    tables.gates[usize::from(vector)] = gate_to(handler, stack);
 }
 
 /// The ten bytes that `lgdt` and `lidt` read.

@@ -1,5 +1,5 @@
-//! Interrupts are not used. Besides the processor's own flag, every source is masked, so that nothing is pending when a
-//! successor that does use them takes over.
+//! Sources of interrupts that nobody wants: the old controllers, and the local ones of the processor. They are masked, so
+//! that only messages of devices are left, which [`super::local_apic`] counts.
 #![allow(unsafe_code)]
 
 use super::{physical, port};
