@@ -224,7 +224,7 @@ fn outgoing(ram: &Ram) -> Result<PhysAddr, Box<dyn std::error::Error>> {
         release: "1.0",
         update: 1,
         scratch: &scratch,
-        reserved: liveupdate::ReservedMemory::CutOff,
+        reserved: liveupdate::ReservedMemory::CutOff(&[]),
         successor: Adoptable::LEGACY, // as its image says
     };
     let mut words = vec![0; 1 << 14];

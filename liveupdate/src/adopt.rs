@@ -9,6 +9,7 @@ use crate::book::{Attached, Book, DomainState, Kept, Token};
 use crate::freeze::run_audit;
 use crate::host::{Host, MaySleep, Unit};
 use crate::interrupts;
+use crate::mutant;
 use crate::open::Opened;
 use crate::prune::{CutOffEvent, prune};
 use crate::retrieve::Incoming;
@@ -214,6 +215,7 @@ impl<'s> Checked<'s> {
             unit.locked(ctx, |atomic| {
                 prune(host, book, Some(index), unit, atomic, &keep, report_entry);
                 interrupts::prune(host, book, Some(index), unit, atomic, &keep_interrupts, report_entry);
+                mutant::fall_back(host, book, index, unit, atomic);
             });
             report(AdoptEvent::Adopted(kept.id));
         }

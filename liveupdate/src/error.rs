@@ -334,6 +334,14 @@ pub enum FreezeError {
         /// The first of its reserved regions.
         region: Extent,
     },
+    /// Firmware reserved memory for the requester, and its preserved domain does not map all of it to itself: map it
+    /// before the domain is preserved.
+    ReservedNotMapped {
+        /// Who.
+        requester: Requester,
+        /// The reserved region.
+        region: Extent,
+    },
     /// A posted interrupt entry of a preserved requester has hardware write outside of preserved memory (I3): preserve the
     /// region of its descriptor.
     PostedOutside {
@@ -372,6 +380,10 @@ impl fmt::Display for FreezeError {
             Self::Reserved { requester, region } => write!(
                 f,
                 "{requester} has reserved memory {region} and is not preserved: reduce it to that, or choose to cut it off"
+            ),
+            Self::ReservedNotMapped { requester, region } => write!(
+                f,
+                "{requester} has reserved memory {region} and its domain does not map that to itself: map it before the domain is preserved"
             ),
             Self::PostedOutside { requester, index, descriptor } => write!(
                 f,

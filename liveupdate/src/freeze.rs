@@ -11,10 +11,11 @@ use crate::mode::{Context, Mode};
 use crate::outgoing::Outgoing;
 use crate::radix;
 use crate::requester::Sources;
+use crate::reserved::ReservedMemory;
 use crate::roots;
 use crate::wire::{self, About, Registers};
 use spec::handover::{self, Header};
-use spec::{Extent, PAGE_SIZE, PhysAddr, Requester, SourceId, UnitId};
+use spec::{Extent, PAGE_SIZE, PhysAddr, SourceId, UnitId};
 
 /// Most units that one machine may have.
 pub const MAX_UNITS: usize = 64;
@@ -32,21 +33,10 @@ pub struct FreezeInput<'a> {
     pub update: u64,
     /// The memory that the next kernel boots in.
     pub scratch: &'a [Extent],
-    /// What becomes of requesters that firmware reserved memory for and that are not preserved.
+    /// The requesters that firmware reserved memory for, and what becomes of those that are not preserved.
     pub reserved: ReservedMemory<'a>,
     /// What the next kernel can take over: its image says so.
     pub successor: Adoptable,
-}
-
-/// What becomes of a requester that firmware reserved memory for (RMRR, VT-d 8.4), that has a domain, and that nobody
-/// preserved. With a plain shutdown its DMA went on, because translation went off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReservedMemory<'a> {
-    /// It was reduced: attached to a domain that maps nothing but its reserved memory, and preserved so. A requester of
-    /// this list that has a domain and is not preserved refuses the freeze: somebody must think of it.
-    Reduced(&'a [(Requester, Extent)]),
-    /// It is cut off like everybody else.
-    CutOff,
 }
 
 /// The sealed handover.
@@ -120,9 +110,7 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
         self.book.adoptable_by(&input.successor)?;
         self.check_unchanged(ctx)?;
         self.check_interrupts()?;
-        if let ReservedMemory::Reduced(reserved) = input.reserved {
-            self.check_reserved(ctx, reserved)?;
-        }
+        self.check_reserved(ctx, input.reserved)?;
         let about = About {
             release: input.release,
             update: input.update,
@@ -160,27 +148,6 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
                 }
                 self.check_entries(index, unit)
             })?;
-        }
-        Ok(())
-    }
-
-    /// That every requester with reserved memory that can reach anything is preserved.
-    fn check_reserved(
-        &self,
-        ctx: &mut MaySleep,
-        reserved: &[(Requester, Extent)],
-    ) -> Result<(), FreezeError> {
-        for (requester, region) in reserved {
-            let kept_unit =
-                self.host.unit_for(*requester).filter(|u| self.book.units.find(|k| k.id == u.id()).is_some());
-            let preserved = self.book.owners(requester.segment, requester.source).next().is_some();
-            let Some(unit) = kept_unit.filter(|_| !preserved) else { continue };
-            let Some(mode) = Mode::of(unit.root()) else { continue };
-            let entry =
-                unit.locked(ctx, |_| roots::find(self.host, mode, unit.root().table(), requester.source))?;
-            if entry.is_some_and(|(_, entry)| entry.present()) {
-                return Err(FreezeError::Reserved { requester: *requester, region: *region });
-            }
         }
         Ok(())
     }

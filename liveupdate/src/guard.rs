@@ -4,6 +4,7 @@
 //! the reservations back, last first: a step that fails half way leaves the host's books as they were.
 
 use crate::host::{Atomic, FrameKeeper, KeepError, MaySleep, Unit};
+use crate::mutant::{self, Mutant};
 use spec::Extent;
 
 /// Up to `N` reserved runs that are not committed yet.
@@ -30,10 +31,15 @@ impl<'h, 'c, K: FrameKeeper, const N: usize> Reservations<'h, 'c, K, N> {
         }
         let slot =
             self.list.runs.get_mut(self.list.used).ok_or(KeepError::NoMemory { frames: run.count() })?;
-        self.keeper.reserve(self.ctx, run)?;
-        *slot = Some(run);
-        self.list.used += 1;
-        Ok(())
+        let reserved = match mutant::on(Mutant::NoReserve) {
+            true => Ok(()),
+            false => self.keeper.reserve(self.ctx, run),
+        };
+        if reserved.is_ok() || mutant::on(Mutant::UndoTooMuch) {
+            *slot = Some(run);
+            self.list.used += 1;
+        }
+        reserved
     }
 
     /// Takes the unit's lock, runs `check` and `record` under it, and commits every run if `check` agrees. When it does

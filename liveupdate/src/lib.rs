@@ -30,15 +30,14 @@ mod update {
     };
     pub use crate::cutoff::CutOff;
     pub use crate::error::{FreezeError, Full, PreserveError, UnpreserveError};
-    pub use crate::freeze::{
-        Container, FreezeInput, MAX_SCRATCH, MAX_UNITS, NotFrozen, ReservedMemory, Sealed,
-    };
+    pub use crate::freeze::{Container, FreezeInput, MAX_SCRATCH, MAX_UNITS, NotFrozen, Sealed};
     pub use crate::mode::{Context, Mode};
     pub use crate::open::{OpenError, Opened, Part, open};
     pub use crate::outgoing::{DomainTablesOf, Outgoing, Totals};
     pub use crate::prune::CutOffEvent;
     pub use crate::radix::{MapError, for_each_preserved};
     pub use crate::requester::MAX_ALIASES;
+    pub use crate::reserved::ReservedMemory;
     pub use crate::retrieve::{Incoming, RetrieveError, RetrievedDomain, RetrievedPasid, RetrievedRequester};
 }
 #[cfg(feature = "update")]
@@ -71,6 +70,8 @@ mod list;
 #[cfg(feature = "update")]
 mod mode;
 #[cfg(feature = "update")]
+pub mod mutant;
+#[cfg(feature = "update")]
 mod open;
 #[cfg(feature = "update")]
 mod outgoing;
@@ -88,6 +89,8 @@ mod radix;
 mod rate;
 #[cfg(feature = "update")]
 mod requester;
+#[cfg(feature = "update")]
+mod reserved;
 #[cfg(feature = "update")]
 mod retrieve;
 #[cfg(feature = "update")]

@@ -8,6 +8,7 @@ use crate::book::{
 };
 use crate::error::{PreserveError, UnpreserveError};
 use crate::host::{Host, MaySleep};
+use crate::mutant::{self, Mutant};
 use crate::rate::RateLimit;
 use crate::walk::{self, Stray, Tree, Visit};
 use spec::{Extent, PhysAddr};
@@ -248,6 +249,9 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
             return Err(UnpreserveError::ParentInUse(below.token));
         }
         let host = self.host;
+        if mutant::on(Mutant::UndoToday) {
+            mutant::release_todays_tables(host, ctx, &mut self.book, index);
+        }
         for run in self.book.tables.iter().filter(|t| t.domain == index && !t.in_region) {
             host.release(ctx, run.extent);
         }

@@ -9,6 +9,7 @@ use crate::error::{PreserveError, UnpreserveError};
 use crate::guard::Reservations;
 use crate::host::{Host, MaySleep, Unit};
 use crate::mode::{Context, Mode};
+use crate::mutant::{self, Mutant};
 use crate::outgoing::Outgoing;
 use crate::roots;
 use crate::staged::Staged;
@@ -169,7 +170,8 @@ impl<H: Host> Outgoing<'_, '_, H> {
         target: Target,
     ) -> Result<(), PreserveError> {
         let clash = self.book.attachments.find(|a| {
-            let same_unit = self.book.units.get(a.unit).is_some_and(|u| u.id == unit);
+            let same_unit =
+                self.book.units.get(a.unit).is_some_and(|u| u.id == unit) || mutant::on(Mutant::IdEverywhere);
             same_unit && ((a.domain_id == target.id) != (a.domain == target.domain))
         });
         match clash {

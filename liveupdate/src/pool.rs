@@ -2,6 +2,7 @@
 //! preserving once.
 
 use crate::error::Full;
+use crate::mutant::{self, Mutant};
 
 /// Entries of one kind in storage that the host gave. An entry keeps its index while it lives.
 #[derive(Debug)]
@@ -30,7 +31,9 @@ impl<'s, T: Copy> Pool<'s, T> {
 
     /// Takes the entry at `index` out, if there is one.
     pub(crate) fn remove(&mut self, index: usize) -> Option<T> {
-        self.free_from = self.free_from.min(index);
+        if !mutant::on(Mutant::SlotsLost) {
+            self.free_from = self.free_from.min(index);
+        }
         self.slots.get_mut(index)?.take()
     }
 

@@ -7,8 +7,9 @@
 //! again before it adopts.
 
 use crate::book::{Attached, Book, Kept};
-use crate::host::{Atomic, Forget, Host, NoMemory, TimedOut, Unit};
+use crate::host::{Atomic, Forget, Forgotten, Host, NoMemory, RequesterKind, TimedOut, Unit};
 use crate::mode::{Context, Mode, Place};
+use crate::mutant::{self, Mutant};
 use crate::roots;
 use spec::scalable::PasidEntry;
 use spec::{PhysAddr, Requester, UnitId};
@@ -77,7 +78,11 @@ pub(crate) fn prune<H: Host>(
         pruning.clear_present(report);
         pruning.clear_pasids(report);
     }
-    match unit.forget(atomic, Forget::Everything) {
+    let forgotten = match mutant::on(Mutant::NoInvalidation) {
+        true => Ok(Forgotten::observed()),
+        false => unit.forget(atomic, Forget::Everything),
+    };
+    match forgotten {
         Ok(_) => report(CutOffEvent::Confirmed(unit.id())),
         Err(timed_out) => report(CutOffEvent::NotConfirmed(timed_out)),
     }
@@ -108,7 +113,7 @@ impl<H: Host> Pruning<'_, '_, H> {
                 let stays = self.table_stays(place, table);
                 // The whole table goes with its root entry: only the account reads it then.
                 let cleared = self.clear_entries(place, table, stays, report);
-                if !stays || cleared.is_err() {
+                if (!stays && !mutant::on(Mutant::LateTables)) || cleared.is_err() {
                     roots::clear_present(self.host, place.pointer_at(self.root))?;
                 }
                 cleared
@@ -130,7 +135,9 @@ impl<H: Host> Pruning<'_, '_, H> {
                 continue;
             }
             let requester = Requester::new(self.unit.segment, source);
-            if stays && self.entry_stays(requester, entry) {
+            let unlisted = mutant::on(Mutant::DeviceList)
+                && self.host.aliases(requester, &mut |_| ()) == RequesterKind::Other;
+            if unlisted || (stays && self.entry_stays(requester, entry)) {
                 report(CutOffEvent::Stays(requester));
                 continue;
             }

@@ -6,6 +6,7 @@
 
 use crate::book::PasidRun;
 use crate::host::{Host, NoMemory};
+use crate::mutant::{self, Mutant};
 use crate::prune::{CutOffEvent, Pruning};
 use crate::roots::{self, PASID_BYTES};
 use spec::scalable::{
@@ -106,7 +107,8 @@ impl<H: Host> Pruning<'_, '_, H> {
     /// Wipes what is left of cleared directory entries and PASID entries.
     pub(crate) fn wipe_pasids(&self, report: &mut dyn FnMut(CutOffEvent)) {
         for (run, context) in self.directories() {
-            let wiped = (0..run.extent.bytes() / 8).try_for_each(|index| {
+            let bytes = if mutant::on(Mutant::OneFrame) { spec::PAGE_SIZE } else { run.extent.bytes() };
+            let wiped = (0..bytes / 8).try_for_each(|index| {
                 let at = run.directory.plus(8 * index);
                 let entry = PasidDirectoryEntry::from_raw(self.host.read(at)?);
                 let within = index < context.directory_entries() && entry.present();

@@ -3,6 +3,7 @@
 use crate::book::{Attached, Book, Domain, DomainState, Stage, Token};
 use crate::host::Host;
 use crate::interrupts;
+use crate::mutant::{self, Mutant};
 use crate::open::Opened;
 use spec::scalable::PasidEntry;
 use spec::{DomainId, Extent, PhysAddr, Requester, UnitId};
@@ -153,9 +154,10 @@ impl<'s, H: Host> Incoming<'_, 's, H> {
         pasid: &mut dyn FnMut(RetrievedPasid),
     ) -> Result<RetrievedRequester, RetrieveError> {
         let book = &mut self.opened.book;
-        let found = book.requesters.find(|k| k.token == token).map(|(i, k)| (i, *k));
+        let any = mutant::on(Mutant::MinusOne) && token.0 == u64::MAX;
+        let found = book.requesters.find(|k| k.token == token || any).map(|(i, k)| (i, *k));
         let (index, kept) = found.ok_or(RetrieveError::Unknown(token))?;
-        if kept.retrieved {
+        if kept.retrieved && !mutant::on(Mutant::Twice) {
             return Err(RetrieveError::Twice(token));
         }
         if !book.is_any_sound(index) {

@@ -3,6 +3,7 @@
 
 use crate::host::{NoMemory, TableMemory};
 use crate::mode::{Context, Mode, Place};
+use crate::mutant::{self, Mutant};
 use spec::root::RootEntry;
 use spec::scalable::{PasidDirectoryEntry, PasidEntry, ScalableContextEntry, directory_index, table_index};
 use spec::{PhysAddr, SourceId};
@@ -70,6 +71,9 @@ pub(crate) fn pasid_entry_at(table: PhysAddr, pasid: u32) -> PhysAddr {
 /// First step of clearing an entry, however long: the present bit alone, in one store.
 pub(crate) fn clear_present<M: TableMemory>(memory: &M, at: PhysAddr) -> Result<(), NoMemory> {
     let low = memory.read(at)?;
+    if mutant::on(Mutant::WholeEntry) {
+        return wipe(memory, at, 16);
+    }
     memory.write(at, low & !1)
 }
 

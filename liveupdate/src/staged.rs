@@ -3,6 +3,7 @@
 use crate::book::{AliasOf, Attached, Book, ContextRun, Kept, KeptUnit, PasidRun};
 use crate::error::PreserveError;
 use crate::mode::Place;
+use crate::mutant::{self, Mutant};
 use crate::requester::MAX_ALIASES;
 use spec::{Extent, PhysAddr};
 
@@ -146,7 +147,7 @@ impl Book<'_> {
     pub(crate) fn leave_unit(&mut self, index: usize) -> Option<Extent> {
         let unit = self.units.get_mut(index)?;
         unit.requesters -= 1;
-        if unit.requesters > 0 {
+        if unit.requesters > 0 || mutant::on(Mutant::LeftBehind) {
             return None;
         }
         self.units.remove(index).map(|u| Extent::one(u.root.frame()))

@@ -10,6 +10,7 @@ mod check;
 mod demo;
 mod fuzz;
 mod guest;
+mod mutants;
 mod prefix;
 mod process;
 mod qemu;
@@ -38,6 +39,8 @@ enum Command {
     },
     /// Run all tests, on the built-in machine and on QEMU; ends with `N passed, N failed`
     Test(test::Options),
+    /// Put the mistakes back that others paid for, one at a time: a test must notice each
+    Mutants(mutants::Options),
     /// Formatting, lints, documentation, the core crates alone, house style
     Check,
     /// Give foreign bytes to everything that reads them, for as long as you like
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
     let outcome = match Args::parse().command {
         Command::Demo { args } => demo::run(&args),
         Command::Test(options) => test::run(&options),
+        Command::Mutants(options) => mutants::run(&options),
         Command::Check => check::run(),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Qemu { release } => qemu::run(release),

@@ -38,6 +38,10 @@ const DECLARATIONS: [(&str, &[&str]); 6] = [
     ("machine/src/lib.rs", &["#![forbid(unsafe_code)]"]),
 ];
 
+/// Where an operation that does nothing is a mistake (lesson 5): one that is not needed is absent, and its absence has a
+/// meaning.
+const OPERATIONS: [&str; 4] = ["spec/src/", "audit/src/", "liveupdate/src/", "iommu/src/"];
+
 /// All violations below `root`, sorted by path.
 pub(crate) fn check_tree(root: &Path) -> Result<Vec<String>> {
     let mut violations = Vec::new();
@@ -62,7 +66,18 @@ fn check_file(path: &str, text: &str) -> Vec<String> {
         violations.extend(rust_file(path, text));
     }
     violations.extend(missing_declarations(path, text));
+    if OPERATIONS.iter().any(|place| path.starts_with(place)) {
+        violations.extend(empty_operations(path, text));
+    }
     violations
+}
+
+fn empty_operations(path: &str, text: &str) -> Vec<String> {
+    let code = (1..).zip(text.lines().map(str::trim)).filter(|(_, line)| !line.starts_with("//"));
+    let empty = code.filter(|(_, line)| line.contains("fn ") && line.ends_with("{}"));
+    empty
+        .map(|(n, _)| format!("{path}:{n}: an operation that does nothing: leave it out (lesson 5)"))
+        .collect()
 }
 
 fn forbidden_text(path: &str, text: &str) -> Vec<String> {
@@ -131,6 +146,14 @@ mod tests {
         assert_eq!(check_file("spec/src/lib.rs", "//! Layouts.\n#![no_std]\n").len(), 1);
         assert_eq!(check_file("machine/src/lib.rs", "//! Machine.\n").len(), 1);
         assert!(check_file("holdover/src/main.rs", "//! Command.\n").is_empty());
+    }
+
+    #[test]
+    fn lesson_05_an_operation_of_the_core_that_does_nothing_is_found() {
+        let text = "//! Operations.\n/// fn shown() {}\nfn freeze(&self) {}\nfn thaw(&self) {\n}\n";
+        let found = check_file("liveupdate/src/a.rs", text);
+        assert_eq!(found, ["liveupdate/src/a.rs:3: an operation that does nothing: leave it out (lesson 5)"]);
+        assert!(check_file("scenario/src/a.rs", text).is_empty(), "a fake may be deaf");
     }
 
     #[test]

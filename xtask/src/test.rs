@@ -1,14 +1,15 @@
 //! `cargo xtask test`: every test there is, and one line that sums them up.
 //!
-//! Four kinds of suites: the workspace (which includes the built-in machine), the kernel's own library on the
-//! host, a few seconds of foreign bytes, and the tests on QEMU (the kernels alone, its VT-d against the simulated one, whole updates), once for each release. A suite's output is
-//! shown as it comes while its result lines are added up. A suite that cannot run, because QEMU could not be
-//! fetched for instance, is a failure; leaving it out is a decision that the user makes on the command line.
+//! Five kinds of suites: the workspace (which includes the built-in machine), the kernel's own library on the host, the
+//! tests of lessons with mistakes put back, a few seconds of foreign bytes, and the tests on QEMU (the kernels alone,
+//! its VT-d against the simulated one, whole updates), once for each release. A suite's output is shown as it comes while
+//! its result lines are added up. A suite that cannot run, because QEMU could not be fetched for instance, is a failure;
+//! leaving it out is a decision that the user makes on the command line.
 
 use crate::process::{cargo_command, phase, root};
 use crate::qemu::Release;
 use crate::tally::Tally;
-use crate::{fuzz, guest, prefix, qemu};
+use crate::{fuzz, guest, mutants, prefix, qemu};
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -42,6 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         suite("workspace", cargo_command(&["test", "--workspace", "--no-fail-fast"])),
         suite("kernel library", cargo_command(&["test", "--manifest-path", "kernel/Cargo.toml", "--lib"])),
     ];
+    results.push(mistakes());
     if !options.no_fuzz {
         results.push(fuzz::short());
     }
@@ -112,6 +114,16 @@ fn linux_on_qemu(release: Release) -> (String, Tally) {
             (name, Tally::one_failure())
         }
     }
+}
+
+/// The tests of lessons, with each mistake put back.
+fn mistakes() -> (String, Tally) {
+    let tally = phase("tests: mistakes put back", || mutants::all(&mutants::Options::default()));
+    let tally = tally.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        Tally::one_failure()
+    });
+    ("mistakes put back".to_owned(), tally)
 }
 
 /// Runs one suite and judges it.

@@ -7,6 +7,7 @@ use crate::book::{
     Token,
 };
 use crate::mode::{Context, Mode, Place};
+use crate::mutant::{self, Mutant};
 use spec::context::ContextEntry;
 use spec::handover::{self, domain_format, kind};
 use spec::scalable::PasidEntry;
@@ -265,7 +266,7 @@ impl Opened<'_> {
     }
 
     fn token(&self, body: &Body, raw: u64) -> Result<Token, OpenError> {
-        let token = Token(raw);
+        let token = Token(if mutant::on(Mutant::TokenCut) { raw & 0xffff_ffff } else { raw });
         if raw == 0 || self.book.names_user(token) {
             return Err(body.wrong("a token that is zero or used twice"));
         }

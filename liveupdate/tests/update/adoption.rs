@@ -7,7 +7,7 @@ use crate::common::unit::Blocked;
 use crate::common::{Store, requester, source};
 use audit::Invariant;
 use liveupdate::host::{Atomic, MaySleep};
-use liveupdate::{AdoptEvent, Container, CutOffEvent, Incoming, RetrieveError, Token};
+use liveupdate::{AdoptEvent, Container, CutOffEvent, Incoming, RetrieveError, Token, UnpreserveError};
 use spec::{DomainId, Requester, UnitId};
 use std::collections::BTreeSet;
 
@@ -130,6 +130,38 @@ fn what_cannot_be_retrieved_is_refused_by_name() {
     let mut tokens = BTreeSet::new();
     incoming.for_each_token(&mut |t| assert!(tokens.insert(t)));
     assert_eq!(tokens, [SOUND, DISK_MEMORY, BAR, AUDIO_DOMAIN, DISK_DOMAIN, AUDIO, DISK].into());
+}
+
+#[test]
+fn lesson_04_the_highest_numbers_are_names_like_any_other() {
+    const HIGHEST: Token = Token(u64::MAX);
+    let (scene, mut store, mut ctx) = (Scene::new(), Store::of(16), MaySleep::at_thread_start());
+    let (machine, last) = (&scene.machine, source(0xff, 0x1f, 7));
+    machine.attach(0, last, 7, scene.audio);
+    machine.functions.borrow_mut().insert(requester(last));
+    let mut outgoing = scene.preserve(&mut store, &mut ctx);
+    let before = outgoing.totals();
+    assert_eq!(outgoing.unpreserve_requester(&mut ctx, HIGHEST), Err(UnpreserveError::Unknown(HIGHEST)));
+    assert_eq!(outgoing.totals(), before);
+    outgoing.preserve_requester(&mut ctx, HIGHEST, requester(last)).unwrap();
+    let sealed = freeze(outgoing, &mut ctx).unwrap();
+    let container = sealed.cut_off(&Atomic::for_good(ctx), &mut |_| ()).container;
+    machine.jump(&container);
+    let mut store = Store::of(16);
+    let (mut incoming, ..) = adopt(&scene, &container, &mut store, &mut |_, _| true);
+    incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
+    assert_eq!(
+        incoming.retrieve_requester(HIGHEST, &mut |_| (), &mut |_| ()).unwrap().requester,
+        requester(last)
+    );
+    assert_eq!(
+        incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ()).unwrap().requester,
+        requester(AUDIO_SOURCE)
+    );
+    assert_eq!(
+        incoming.retrieve_domain(HIGHEST, &mut |_| (), &mut |_, _| ()),
+        Err(RetrieveError::Unknown(HIGHEST))
+    );
 }
 
 #[test]

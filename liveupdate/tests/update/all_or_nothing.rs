@@ -37,7 +37,7 @@ fn fail_every_reservation(
 }
 
 #[test]
-fn whichever_reservation_fails_everything_is_as_before() {
+fn lesson_03_whichever_reservation_fails_everything_is_as_before() {
     let (scene, mut store) = (Scene::new(), Store::of(16));
     let mut outgoing = Outgoing::new(&scene.machine, store.storage());
     let mut tried =

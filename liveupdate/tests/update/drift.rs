@@ -119,7 +119,7 @@ fn every_finding_reaches_the_hosts_sink() {
         release: "r",
         update: 1,
         scratch: &[],
-        reserved: liveupdate::ReservedMemory::CutOff,
+        reserved: liveupdate::ReservedMemory::CutOff(&[]),
         successor: Adoptable::EVERYTHING,
     };
     let mut findings = Vec::new();
@@ -140,7 +140,7 @@ fn an_auditor_without_working_memory_is_a_refusal_too() {
         release: "r",
         update: 1,
         scratch: &[],
-        reserved: liveupdate::ReservedMemory::CutOff,
+        reserved: liveupdate::ReservedMemory::CutOff(&[]),
         successor: Adoptable::EVERYTHING,
     };
     let failed =
@@ -168,7 +168,7 @@ fn nothing_preserved_may_lie_where_the_next_kernel_boots() {
             release: "r",
             update: 1,
             scratch,
-            reserved: liveupdate::ReservedMemory::CutOff,
+            reserved: liveupdate::ReservedMemory::CutOff(&[]),
             successor: Adoptable::EVERYTHING,
         })
     };
@@ -193,7 +193,7 @@ fn what_no_reader_would_take_is_refused_before_the_jump() {
         release: "r",
         update: 1,
         scratch: &many,
-        reserved: liveupdate::ReservedMemory::CutOff,
+        reserved: liveupdate::ReservedMemory::CutOff(&[]),
         successor: Adoptable::EVERYTHING,
     };
     assert!(matches!(refused_with(&input), FreezeError::TooLarge(_)));
@@ -201,7 +201,7 @@ fn what_no_reader_would_take_is_refused_before_the_jump() {
         release: "r",
         update: 0,
         scratch: &[],
-        reserved: liveupdate::ReservedMemory::CutOff,
+        reserved: liveupdate::ReservedMemory::CutOff(&[]),
         successor: Adoptable::EVERYTHING,
     };
     assert_eq!(refused_with(&input), FreezeError::UpdateZero);
@@ -227,7 +227,7 @@ fn a_release_string_is_cut_between_characters_not_within_one() {
             release,
             update: 41,
             scratch: &[scratch()],
-            reserved: liveupdate::ReservedMemory::CutOff,
+            reserved: liveupdate::ReservedMemory::CutOff(&[]),
             successor: Adoptable::EVERYTHING,
         };
         let sealed =
@@ -318,8 +318,12 @@ fn lesson_07_tables_that_appear_after_the_preserve_are_pruned_at_the_cut_off() {
 
 #[test]
 fn lesson_16_what_was_tried_and_taken_back_leaves_no_trace_in_the_handover() {
-    let (scene, mut ctx) = (Scene::new(), ctx());
+    let (scene, mut ctx) = (Scene::with_units(2), ctx());
     let machine = &scene.machine;
+    // Alone behind its unit.
+    let alone = source(0x40, 0, 0);
+    machine.attach(1, alone, 7, scene.audio);
+    machine.functions.borrow_mut().insert(requester(alone));
     let blob = |outgoing: Outgoing<'_, '_, _>, ctx: &mut MaySleep| {
         machine.clock.set(0);
         let sealed = freeze(outgoing, ctx).unwrap();
@@ -339,7 +343,10 @@ fn lesson_16_what_was_tried_and_taken_back_leaves_no_trace_in_the_handover() {
     outgoing.preserve_requester(&mut ctx, Token(501), requester(SHARING)).unwrap();
     machine.put_context(0, OTHER, context(9, scene.audio));
     outgoing.preserve_requester(&mut ctx, Token(502), requester(OTHER)).unwrap_err();
+    outgoing.preserve_requester(&mut ctx, Token(503), requester(alone)).unwrap();
+    assert_eq!(outgoing.totals().units, 2);
     outgoing.unpreserve_requester(&mut ctx, Token(501)).unwrap();
+    outgoing.unpreserve_requester(&mut ctx, Token(503)).unwrap();
     outgoing.unpreserve_region(&mut ctx, Token(500)).unwrap();
     assert_eq!(blob(outgoing, &mut ctx), straight);
 }

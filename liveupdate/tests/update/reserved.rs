@@ -22,8 +22,16 @@ fn freeze_with<'h, 's>(
     ctx: &mut MaySleep,
     list: &[(Requester, Extent)],
 ) -> Result<Sealed<'h, 's, Machine>, NotFrozen<'h, 's, Machine>> {
+    freeze_as(outgoing, ctx, ReservedMemory::Reduced(list))
+}
+
+#[allow(clippy::result_large_err)]
+fn freeze_as<'h, 's>(
+    outgoing: Outgoing<'h, 's, Machine>,
+    ctx: &mut MaySleep,
+    reserved: ReservedMemory<'_>,
+) -> Result<Sealed<'h, 's, Machine>, NotFrozen<'h, 's, Machine>> {
     let mut words = vec![0; 1 << 15];
-    let reserved = ReservedMemory::Reduced(list);
     let input = FreezeInput {
         release: "1.0-test",
         update: 1,
@@ -96,4 +104,44 @@ fn lesson_18_one_that_was_reduced_reaches_its_reserved_memory_and_nothing_else_t
     let mut ctx = MaySleep::at_thread_start();
     let _incoming = checked.adopt(machine, &mut ctx, &mut |_, _| true, &mut |_| ());
     assert_eq!(reach(), only_its_own, "adopted");
+}
+
+#[test]
+fn lesson_18_a_preserved_requester_reaches_its_reserved_memory_in_its_own_domain_or_the_freeze_is_refused() {
+    let (scene, mut ctx) = (Scene::new(), MaySleep::at_thread_start());
+    let firmware = requester(AUDIO_SOURCE);
+    // The audio domain maps `sound` to itself, and nothing else.
+    let frames = |offset: u64, count| extent(sound().start().get() + 0x1000 * offset, count);
+    for (region, mapped) in
+        [(frames(0, 8), true), (frames(3, 2), true), (frames(7, 2), false), (reserved_memory(), false)]
+    {
+        let list = [(firmware, region)];
+        for policy in [ReservedMemory::Reduced(&list), ReservedMemory::CutOff(&list)] {
+            let mut store = Store::of(16);
+            let outgoing = scene.preserve(&mut store, &mut ctx);
+            let before = (scene.machine.snapshot(), outgoing.totals());
+            let outgoing = match freeze_as(outgoing, &mut ctx, policy) {
+                Ok(sealed) if mapped => sealed.unfreeze(&mut ctx),
+                Err(failed) if !mapped => {
+                    let why = FreezeError::ReservedNotMapped { requester: firmware, region };
+                    assert_eq!(failed.why, why);
+                    failed.outgoing
+                }
+                other => panic!("{region}: {:?}", other.map(|s| s.container).map_err(|f| f.why)),
+            };
+            assert_eq!((scene.machine.snapshot(), outgoing.totals()), before);
+            scene.machine.reservations.take();
+            scene.machine.holds.take();
+        }
+    }
+}
+
+#[test]
+fn reserved_memory_that_is_mapped_elsewhere_is_not_mapped() {
+    let (scene, mut store, mut ctx) = (Scene::new(), Store::of(16), MaySleep::at_thread_start());
+    // The disk's memory is mapped, from another address on.
+    let region = extent(disk_memory().start().get(), 4);
+    let outgoing = scene.preserve(&mut store, &mut ctx);
+    let refused = freeze_with(outgoing, &mut ctx, &[(requester(DISK_SOURCE), region)]).unwrap_err();
+    assert_eq!(refused.why, FreezeError::ReservedNotMapped { requester: requester(DISK_SOURCE), region });
 }

@@ -137,7 +137,7 @@ pub fn freeze<'h, 's>(
         release: "1.0-test",
         update: 1,
         scratch: &[scratch()],
-        reserved: liveupdate::ReservedMemory::CutOff,
+        reserved: liveupdate::ReservedMemory::CutOff(&[]),
         successor: Adoptable::EVERYTHING,
     };
     outgoing.freeze(ctx, &input, &mut audit::Scratch::new(&mut words), &mut |_| ())

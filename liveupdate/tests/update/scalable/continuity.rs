@@ -14,7 +14,7 @@ use liveupdate::{
 use std::collections::BTreeSet;
 
 fn input(successor: Adoptable) -> FreezeInput<'static> {
-    FreezeInput { release: "r", update: 1, scratch: &[], reserved: ReservedMemory::CutOff, successor }
+    FreezeInput { release: "r", update: 1, scratch: &[], reserved: ReservedMemory::CutOff(&[]), successor }
 }
 
 /// What a kernel lacks for the scene, one thing after the other.
