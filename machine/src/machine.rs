@@ -15,6 +15,7 @@ use crate::faults::{Injector, Strike};
 use crate::memory::{Hole, Memory, StorePath};
 use crate::pci::{self, Pci};
 use crate::trace::TraceLine;
+use crate::vtd::Outcome;
 use crate::vtd::Unit;
 use crate::vtd::interrupts::Message;
 use scenario::event::Event;
@@ -184,6 +185,18 @@ impl Machine {
             let ats = pci.function(source).is_some_and(pci::Function::has_ats_on);
             let mut port = Port { fabric, units, source, listed_as, master: true, ats, message: None };
             port.route(iova, 8, write).ok()
+        })
+    }
+
+    /// As [`request`](Self::request), of a request that carries a PASID. It does not go through a device's own TLB.
+    pub fn request_as(&self, source: SourceId, pasid: u32, iova: u64, write: bool) -> Option<u64> {
+        self.with(|state| {
+            let State { fabric, units, .. } = state;
+            let unit = units.iter_mut().find(|unit| unit.covers(listed_as(source)))?;
+            match unit.translate_as(source, Some(pasid), iova, 8, write, fabric) {
+                Outcome::To(address) => Some(address),
+                Outcome::NoMemory | Outcome::Refused => None,
+            }
         })
     }
 

@@ -18,9 +18,13 @@ pub(crate) struct Host<'m> {
 impl<'m> Host<'m> {
     /// The first kernel of a machine with so many bytes of memory.
     pub(crate) fn boot(machine: &'m Machine, memory: u64) -> Self {
-        let [home, next] = run::areas(memory);
-        let areas = vec![home, next];
-        let (release, options) = ("a".into(), Vec::new());
+        Self::boot_in(machine, memory, 0)
+    }
+
+    /// A kernel that lives in one of the two areas for kernels.
+    pub(crate) fn boot_in(machine: &'m Machine, memory: u64, area: usize) -> Self {
+        let areas = run::areas(memory).to_vec();
+        let (release, options, home) = ("a".into(), Vec::new(), areas[area]);
         let boot = Boot { release, home, successor_home: None, areas, options };
         Self { kernel: Kernel::new(machine, boot), silenced: RefCell::default() }
     }

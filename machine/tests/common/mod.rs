@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test binary uses its part
 
 pub(crate) mod host;
+pub(crate) mod port;
 
 use holdover_machine::{MachineConfig, Run, RunConfig, TraceLine, pci, run};
 use scenario::event::Event;

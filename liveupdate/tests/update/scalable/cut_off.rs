@@ -93,6 +93,37 @@ fn lesson_15_present_bits_go_first_whatever_the_entry_then_hardware_forgets_then
 }
 
 #[test]
+fn lesson_15_no_entry_is_present_any_more_when_hardware_forgets_also_at_the_end_of_a_large_directory() {
+    let scene = Scene::with_directories(7, 3);
+    let machine = &scene.machine;
+    for (who, pasids) in
+        [(NIC_SOURCE, [40_000, 700_000, (1 << 20) - 1]), (GPU_SOURCE, [9_000, 50_000, 65_000])]
+    {
+        let context = machine.scalable_words(0, who);
+        pasids.iter().for_each(|pasid| machine.put_pasid(context, *pasid, first(10, scene.other)));
+    }
+    let root = machine.units[0].root.get().table();
+    let (_, steps) = cut_off(&scene);
+    let forget = steps.iter().position(|s| matches!(s, Step::Forget(..))).unwrap();
+    let directories = |at: u64| {
+        [(scene.nic, 32), (scene.gpu, 4), (root, 1)]
+            .iter()
+            .any(|(start, frames)| (start.get()..start.get() + 4096 * frames).contains(&at))
+    };
+    let mut cleared = [0, 0];
+    for (n, step) in steps.iter().enumerate() {
+        // Every word of a root table or directory is an entry's first; of other tables at least every eighth.
+        if let Step::Write { at, before, .. } = step {
+            if before & 1 == 1 && (directories(*at) || at % 64 == 0) {
+                cleared[usize::from(n > forget)] += 1;
+            }
+        }
+    }
+    assert_eq!(cleared[1], 0, "present until hardware had forgotten");
+    assert!(cleared[0] >= 10, "{cleared:?}");
+}
+
+#[test]
 fn preserved_entries_and_tables_are_not_even_written_to() {
     let scene = Scene::new();
     let machine = &scene.machine;

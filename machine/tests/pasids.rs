@@ -1,0 +1,233 @@
+//! A whole update by hand, with several PASIDs of one requester, both stages and one below the other: the real driver on the
+//! simulated unit, whose caches go stale and whose queue takes time.
+
+mod common;
+
+use common::host::{Buses, Host};
+use common::port::{Port, Store};
+use holdover_machine::{Machine, MachineConfig, TraceLine, UnitConfig, pci};
+use iommu::driver::Setup;
+use iommu::table::format::Stage as DriverStage;
+use iommu::{Access, Attachment, Config, DomainHandle, GuestTables, Iommu, Mode, UnitDescription};
+use liveupdate::host::{Adoptable, Atomic, MaySleep, TableMemory, Unit};
+use liveupdate::{DomainTablesOf, FreezeInput, Incoming, Outgoing, RegionKind, ReservedMemory, Stage, Token};
+use scenario::platform::Platform;
+use spec::{Extent, Iova, PhysAddr, Requester, Segment, SourceId};
+use std::collections::BTreeMap;
+
+const BASE: u64 = 0xfed9_0000;
+const MEMORY: u64 = 512 << 20;
+const NIC: SourceId = pci::AUDIO;
+const GPU: SourceId = pci::EDU_A;
+const STRANGER: SourceId = pci::EDU_B;
+
+const GUEST_MEMORY: Token = Token(1);
+const SHARED_MEMORY: Token = Token(2);
+const GUEST: Token = Token(3);
+const SHARED: Token = Token(4);
+const PROCESS: Token = Token(5);
+const NIC_TOKEN: Token = Token(6);
+const GPU_TOKEN: Token = Token(7);
+
+const IOVA: u64 = 0x4000_0000;
+const PROCESS_IOVA: u64 = 0x12_3456_7000;
+const BOTH: Access = Access { read: true, write: true };
+
+fn requester(source: SourceId) -> Requester {
+    Requester::new(Segment(0), source)
+}
+
+fn setup(mode: Mode) -> Setup<'static> {
+    let unit = UnitConfig::plain(BASE, 48);
+    let units = vec![UnitDescription { id: unit.id, catch_all: true, scopes: Vec::new() }];
+    // Directories of two frames.
+    let config = Config { mode, pasid_directory: 3, ..Config::default() };
+    Setup { units, host_address_bits: 48, topology: &Buses, config }
+}
+
+fn machine(seed: u64) -> Machine {
+    let mut config = MachineConfig::qemu_like(seed, MEMORY, 48);
+    config.units = vec![UnitConfig::plain(BASE, 48).with_scalable_mode()];
+    Machine::new(&config)
+}
+
+/// Where requests of preserved requesters end up, by what: `None` when refused.
+fn reach(machine: &Machine) -> [Option<u64>; 4] {
+    [
+        machine.request(NIC, IOVA + 8, true),
+        machine.request_as(NIC, 5, IOVA + 0x1008, true),
+        machine.request_as(NIC, 4070, PROCESS_IOVA + 16, true),
+        machine.request(GPU, IOVA + 0x10, true),
+    ]
+}
+
+/// Nobody else reaches anything.
+fn strangers(machine: &Machine) -> [Option<u64>; 3] {
+    let stray = [9, 2000].map(|pasid| machine.request_as(NIC, pasid, IOVA, true));
+    [machine.request(STRANGER, IOVA, true), stray[0], stray[1]]
+}
+
+/// Four tables of the guest's, at `tables` in its memory (page `first` of it), that map one page of it by its addresses.
+fn guest_tables(host: &Host<'_>, memory: Extent, first: u64, page: u64) -> GuestTables {
+    let address = |n: u64| IOVA + 0x1000 * n;
+    for (level, n) in (0..4).rev().zip(first..) {
+        let at = memory.start().plus(0x1000 * n);
+        (0..512).for_each(|word| host.write(at.plus(8 * word), 0).unwrap());
+        let next = if level == 0 { page } else { n + 1 };
+        let at = at.plus(8 * spec::second_stage::index(PROCESS_IOVA, level));
+        host.write(at, address(next) | 0b111).unwrap();
+    }
+    GuestTables { top: Iova::new(address(first)), levels: 4 }
+}
+
+fn of<'a>(
+    iommu: &Iommu<'_, Host<'_>>,
+    domain: DomainHandle,
+    runs: &'a mut Vec<Extent>,
+) -> DomainTablesOf<'a> {
+    iommu.domain_tables(domain, &mut |run| runs.push(run)).unwrap();
+    let stage = match iommu.stage(domain).unwrap() {
+        DriverStage::Second => Stage::Second,
+        DriverStage::First => Stage::First,
+    };
+    let (top_table, levels) = (iommu.top_table(domain).unwrap(), iommu.levels(domain).unwrap());
+    DomainTablesOf { top_table, stage, levels, parent: None, runs }
+}
+
+/// The outgoing kernel's life: where the handover lies, and where requests ended up before.
+fn outgoing(machine: &Machine, mode: Mode) -> (PhysAddr, [Option<u64>; 4]) {
+    let host = Host::boot(machine, MEMORY);
+    let mut ctx = MaySleep::at_thread_start();
+    let iommu = Iommu::probe(&host, &mut ctx, setup(mode)).unwrap();
+    iommu.enable(&mut ctx).unwrap();
+    let unit = [iommu.units()[0].id()];
+    let memory = |frames| host.kernel.allocate(frames, 1, PhysAddr::new(0)).unwrap();
+    let (guest_memory, shared_memory, other_memory) = (memory(32), memory(4), memory(2));
+    let mut domain = |stage, run: Extent| {
+        let domain = iommu.create_staged_domain(&mut ctx, stage, &unit, Some(4)).unwrap();
+        iommu.map(&mut ctx, domain, Iova::new(IOVA), run.start(), run.bytes(), BOTH).unwrap();
+        domain
+    };
+    let guest = domain(DriverStage::Second, guest_memory);
+    let shared = domain(DriverStage::First, shared_memory);
+    let other = domain(DriverStage::First, other_memory);
+    let tables = guest_tables(&host, guest_memory, 8, 3);
+    iommu.attach(&mut ctx, requester(NIC), &[], guest).unwrap();
+    iommu.attach_pasid(&mut ctx, requester(NIC), &[], 5, shared).unwrap();
+    iommu.attach_nested(&mut ctx, requester(NIC), &[], 4070, tables, guest).unwrap();
+    for pasid in [9, 2000] {
+        iommu.attach_pasid(&mut ctx, requester(NIC), &[], pasid, other).unwrap();
+    }
+    iommu.attach(&mut ctx, requester(GPU), &[], shared).unwrap();
+    iommu.attach(&mut ctx, requester(STRANGER), &[], other).unwrap();
+    let before = reach(machine);
+    assert!(before.iter().chain(&strangers(machine)).all(Option::is_some), "{before:x?}");
+    assert_eq!(before[2], Some(guest_memory.start().get() + 3 * 0x1000 + 16));
+
+    let port = Port::new(&host, &iommu);
+    let mut store = Store::default();
+    let mut update = Outgoing::new(&port, store.storage());
+    update.preserve_region(&mut ctx, GUEST_MEMORY, guest_memory, RegionKind::Memory).unwrap();
+    update.preserve_region(&mut ctx, SHARED_MEMORY, shared_memory, RegionKind::Memory).unwrap();
+    let (mut one, mut two) = (Vec::new(), Vec::new());
+    update.preserve_domain(&mut ctx, GUEST, of(&iommu, guest, &mut one)).unwrap();
+    update.preserve_domain(&mut ctx, SHARED, of(&iommu, shared, &mut two)).unwrap();
+    let top_table = guest_memory.start().plus(8 * 0x1000);
+    let parent = Some(GUEST);
+    let process = DomainTablesOf { top_table, stage: Stage::First, levels: 4, parent, runs: &[] };
+    update.preserve_domain(&mut ctx, PROCESS, process).unwrap();
+    update.preserve_requester(&mut ctx, NIC_TOKEN, requester(NIC)).unwrap();
+    update.preserve_pasid(&mut ctx, NIC_TOKEN, 5).unwrap();
+    update.preserve_pasid(&mut ctx, NIC_TOKEN, 4070).unwrap();
+    update.preserve_requester(&mut ctx, GPU_TOKEN, requester(GPU)).unwrap();
+    let input = FreezeInput {
+        release: "a",
+        update: 1,
+        scratch: &holdover_machine::run::areas(MEMORY),
+        reserved: ReservedMemory::CutOff,
+        successor: Adoptable::EVERYTHING,
+    };
+    let mut words = vec![0; 1 << 15];
+    let scratch = &mut audit::Scratch::new(&mut words);
+    let sealed = update.freeze(&mut ctx, &input, scratch, &mut |f| panic!("{f}"));
+    let sealed = sealed.map_err(|refused| refused.why).unwrap();
+    assert_eq!(reach(machine), before);
+    let fdt = sealed.cut_off(&Atomic::for_good(ctx), &mut |_| ()).container.fdt;
+    (fdt, before)
+}
+
+/// Retrieves everything for the driver.
+fn retrieve<'m>(
+    iommu: &Iommu<'_, Host<'m>>,
+    incoming: &mut Incoming<'_, '_, Port<'_, 'm>>,
+    ctx: &mut MaySleep,
+) -> BTreeMap<Token, DomainHandle> {
+    let mut handles = BTreeMap::new();
+    for token in [GUEST, SHARED, PROCESS] {
+        let (mut tables, mut ids) = (Vec::new(), Vec::new());
+        let got =
+            incoming.retrieve_domain(token, &mut |run| tables.push(run), &mut |u, id| ids.push((u, id)));
+        let got = got.unwrap();
+        if got.parent.is_some() {
+            continue; // the guest keeps its tables
+        }
+        let stage = if got.stage == Stage::Second { DriverStage::Second } else { DriverStage::First };
+        let handle =
+            iommu.import_staged_domain(ctx, stage, got.top_table, got.levels, &ids, &tables).unwrap();
+        handles.insert(token, handle);
+    }
+    for token in [NIC_TOKEN, GPU_TOKEN] {
+        let mut pasids = Vec::new();
+        let got = incoming.retrieve_requester(token, &mut |_| (), &mut |pasid| {
+            let what = match pasid.parent {
+                None => Attachment::Domain(handles[&pasid.domain]),
+                Some(parent) => {
+                    let top = Iova::new(pasid.entry.first_stage_table().get());
+                    let first = GuestTables { top, levels: pasid.entry.first_stage_levels() };
+                    Attachment::Nested { first, parent: handles[&parent] }
+                }
+            };
+            pasids.push((pasid.pasid, what));
+        });
+        iommu.import_pasids(ctx, got.unwrap().requester, &[], &pasids).unwrap();
+    }
+    handles
+}
+
+#[test]
+fn every_pasid_that_was_preserved_goes_on_through_a_whole_update_and_no_other() {
+    for (seed, mode) in [(1, Mode::SecondStage), (2, Mode::FirstStage), (3, Mode::SecondStage)] {
+        let machine = machine(seed);
+        let (fdt, before) = outgoing(&machine, mode);
+        assert_eq!((reach(&machine), strangers(&machine)), (before, [None; 3]), "in the gap");
+
+        let host = Host::boot_in(&machine, MEMORY, 1);
+        let mut store = Store::default();
+        let opened = liveupdate::open(&host, fdt, store.storage()).unwrap();
+        opened.for_each_preserved(&host, &mut |run| host.kernel.reserve(run)).unwrap();
+        let mut ctx = MaySleep::at_thread_start();
+        let iommu = Iommu::take_over(&host, &mut ctx, setup(mode)).unwrap();
+        let port = Port::new(&host, &iommu);
+        let mut words = vec![0; 1 << 15];
+        let checked =
+            opened.check(&port, &mut audit::Scratch::new(&mut words), &mut |f| panic!("{f}")).unwrap();
+        let mut reserve = |unit, id| iommu.reserve_domain_id(unit, id).is_ok();
+        let mut incoming = checked.adopt(&port, &mut ctx, &mut reserve, &mut |_| ());
+        assert_eq!((reach(&machine), strangers(&machine)), (before, [None; 3]), "adopted");
+        let handles = retrieve(&iommu, &mut incoming, &mut ctx);
+        assert_eq!(incoming.finish(&mut ctx, &mut |_| ()), 0);
+        assert_eq!((reach(&machine), strangers(&machine)), (before, [None; 3]), "finished");
+
+        // The driver's own again: it detaches what it took over, and what is left goes on.
+        iommu.detach_pasid(&mut ctx, requester(NIC), 4070).unwrap();
+        iommu.detach_pasid(&mut ctx, requester(NIC), 5).unwrap();
+        let [guest, .., gpu] = before;
+        assert_eq!(reach(&machine), [guest, None, None, gpu]);
+        iommu.attach_pasid(&mut ctx, requester(NIC), &[], 7, handles[&SHARED]).unwrap();
+        assert_eq!(machine.request_as(NIC, 7, IOVA + 0x1008, true), before[1]);
+        let misuse = machine.trace().into_iter().find(|line| matches!(line, TraceLine::Misuse { .. }));
+        assert_eq!(misuse, None);
+        let off = |line: &TraceLine| matches!(line, TraceLine::TranslationEnabled { on: false, .. });
+        assert!(!machine.trace().iter().any(off), "translation was on in every instant");
+    }
+}
