@@ -352,6 +352,9 @@ pub enum FreezeError {
         /// The frame of the descriptor.
         descriptor: PhysAddr,
     },
+    /// The domain is preserved to lie below another one, and no preserved PASID leads to it so: unpreserve it, or preserve
+    /// the PASID.
+    NestedUnused(Token),
     /// A preserved frame lies in the memory that the next kernel boots in (I9).
     InScratch(Frame),
     /// The next kernel cannot adopt what is preserved (I10): preserve less, or load another one.
@@ -390,6 +393,12 @@ impl fmt::Display for FreezeError {
                 "interrupt entry {index:#x} of {requester} posts to {descriptor}, outside of preserved memory: preserve that"
             ),
             Self::NotAdoptable(e) => write!(f, "the next kernel says that {e}"),
+            Self::NestedUnused(t) => {
+                write!(
+                    f,
+                    "no preserved PASID leads to the nested domain {t}: preserve one, or unpreserve the domain"
+                )
+            }
             Self::InScratch(frame) => write!(f, "preserved frame {} lies in scratch memory", frame.start()),
             Self::Full(e) => e.fmt(f),
             Self::Keep(e) => e.fmt(f),

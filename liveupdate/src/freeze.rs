@@ -108,6 +108,7 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
     ) -> Result<(Container, audit::Report), FreezeError> {
         check_input(self.host, input)?;
         self.book.adoptable_by(&input.successor)?;
+        self.check_nested()?;
         self.check_unchanged(ctx)?;
         self.check_interrupts()?;
         self.check_reserved(ctx, input.reserved)?;
@@ -130,6 +131,16 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
                 draft.discard(self.host, ctx);
                 Err(why)
             }
+        }
+    }
+
+    /// That every nested domain has a PASID: the handover says by those what lies below what.
+    fn check_nested(&self) -> Result<(), FreezeError> {
+        let unused = |index: usize| self.book.attachments.find(|a| a.domain == index).is_none();
+        let mut nested = self.book.domains.iter().filter(|(_, d)| d.parent.is_some());
+        match nested.find(|(index, _)| unused(*index)) {
+            Some((_, domain)) => Err(FreezeError::NestedUnused(domain.token)),
+            None => Ok(()),
         }
     }
 

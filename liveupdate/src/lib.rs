@@ -9,6 +9,10 @@
 //!            --freeze--> Sealed --cut_off--> CutOff ==jump==>                           retrieve..., finish
 //! ```
 //!
+//! Units in legacy and in scalable mode are carried alike: [`Mode`] says what differs. A requester in scalable mode brings its
+//! PASID directory and the PASID of its requests without PASID; the others are preserved one by one, and those that are not
+//! are cut off although their requester goes on.
+//!
 //! Each arrow consumes what it starts from: there is no `cut_off` without a seal, no jump without a cut-off, no adoption
 //! of a handover that was not opened and checked. A failed `freeze` hands the [`Outgoing`] back.
 //!

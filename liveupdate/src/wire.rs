@@ -187,12 +187,18 @@ fn pasids(book: &Book<'_>, out: &mut Emitter<'_, '_>) -> Result<(), NoMemory> {
     }
     for (index, kept) in book.requesters.iter() {
         let Context::Scalable(context) = kept.entry else { continue };
+        let own = |pasid| book.attachments_of(index).any(|(_, a)| a.pasid == pasid);
         for (slot, attached) in book.attachments.iter() {
-            // Of several requesters that have the PASID, the first speaks.
-            let first =
-                book.attachments_in(kept.unit, context.directory()).find(|a| a.pasid == attached.pasid);
-            let owner = book.requesters.get(attached.requester);
-            if !owner.is_some_and(|o| o.shares(kept)) || first != book.attachments.get(slot) {
+            if !book.requesters.get(attached.requester).is_some_and(|owner| owner.shares(kept)) {
+                continue;
+            }
+            // Of those of others, each PASID once.
+            let mut sharing = book.attachments_in(kept.unit, context.directory());
+            let theirs = attached.requester != index;
+            if theirs
+                && (own(attached.pasid)
+                    || sharing.find(|a| a.pasid == attached.pasid) != book.attachments.get(slot))
+            {
                 continue;
             }
             let record = handover::Attachment {

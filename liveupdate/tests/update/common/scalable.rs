@@ -79,7 +79,11 @@ impl Scene {
 
     /// The sizes (PDTS) of the directories of both preserved requesters. The second takes two frames from 3 on.
     pub fn with_directories(nic: u64, gpu: u64) -> Self {
-        let machine = Machine::new(1);
+        Self::on(Machine::new(1), nic, gpu)
+    }
+
+    /// The same on the first unit of this machine.
+    pub fn on(machine: Machine, nic: u64, gpu: u64) -> Self {
         machine.make_scalable(0);
         for memory in [guest_memory(), shared_memory(), extent(0x3000_0000, 4)] {
             machine.ram(memory);

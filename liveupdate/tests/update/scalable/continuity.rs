@@ -13,7 +13,7 @@ use liveupdate::{
 };
 use std::collections::BTreeSet;
 
-fn input(successor: Adoptable) -> FreezeInput<'static> {
+pub(super) fn input(successor: Adoptable) -> FreezeInput<'static> {
     FreezeInput { release: "r", update: 1, scratch: &[], reserved: ReservedMemory::CutOff(&[]), successor }
 }
 

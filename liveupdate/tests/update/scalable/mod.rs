@@ -11,3 +11,4 @@ mod foreign;
 mod order;
 mod refusals;
 mod shared;
+mod units;

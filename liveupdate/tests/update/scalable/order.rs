@@ -2,9 +2,10 @@
 //! back leaves nothing behind.
 
 use crate::common::scalable::*;
+use crate::common::scene::freeze;
 use crate::common::{Store, requester};
 use liveupdate::host::MaySleep;
-use liveupdate::{Mode, Outgoing, PreserveError, RegionKind, Stage, UnpreserveError};
+use liveupdate::{FreezeError, Mode, Outgoing, PreserveError, RegionKind, Stage, UnpreserveError};
 use std::collections::BTreeSet;
 
 fn ctx() -> MaySleep {
@@ -129,4 +130,18 @@ fn lesson_17_preserving_and_taking_back_for_ever_needs_no_more_room_than_once() 
         outgoing.preserve_pasid(&mut ctx, NIC, PROCESS_PASID).unwrap();
         assert_eq!((scene.machine.snapshot(), outgoing.totals()), before);
     }
+}
+
+#[test]
+fn a_nested_domain_without_a_pasid_refuses_the_freeze_by_name_and_without_it_the_freeze_succeeds() {
+    let (scene, mut store, mut ctx) = (Scene::new(), Store::of(16), ctx());
+    let mut outgoing = scene.preserve(&mut store, &mut ctx);
+    outgoing.unpreserve_pasid(&mut ctx, NIC, PROCESS_PASID).unwrap();
+    let before = (scene.machine.snapshot(), outgoing.totals());
+    let failed = freeze(outgoing, &mut ctx).unwrap_err();
+    assert_eq!(failed.why, FreezeError::NestedUnused(PROCESS_DOMAIN));
+    let mut outgoing = failed.outgoing;
+    assert_eq!((scene.machine.snapshot(), outgoing.totals()), before);
+    outgoing.unpreserve_domain(&mut ctx, PROCESS_DOMAIN).unwrap();
+    let _sealed = freeze(outgoing, &mut ctx).unwrap();
 }

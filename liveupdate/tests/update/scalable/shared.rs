@@ -116,6 +116,24 @@ fn a_pasid_that_one_of_them_retrieved_stays_for_both() {
 }
 
 #[test]
+fn a_pasid_that_only_the_second_of_them_retrieved_is_not_cut_off_for_the_first() {
+    let scene = bridged();
+    let container = update(&scene);
+    let mut store = Store::of(32);
+    let (mut incoming, ..) = adopt(&scene, &container, &mut store, &mut |_, _| true);
+    retrieve_domains(&mut incoming, &[GUEST_DOMAIN]);
+    assert_eq!(retrieve(&mut incoming, ONE).len(), 1);
+    retrieve_domains(&mut incoming, &[SHARED_DOMAIN]);
+    assert_eq!(retrieve(&mut incoming, TWO).len(), 3);
+    // The NIC and the GPU are left.
+    assert_eq!(incoming.finish(&mut MaySleep::at_thread_start(), &mut |_| ()), 2);
+    for who in [FIRST, SECOND, BRIDGE] {
+        assert!(scene.machine.request(who, Some(SHARED_PASID), SHARED_IOVA).is_ok(), "{who}");
+        assert!(scene.machine.request(who, Some(200), SHARED_IOVA).is_ok(), "{who}");
+    }
+}
+
+#[test]
 fn an_alias_in_another_half_with_another_entry_or_none_is_named() {
     let (scene, mut store, mut ctx) = (bridged(), Store::of(32), MaySleep::at_thread_start());
     let mut outgoing = scene.preserve_domains(&mut store, &mut ctx);
