@@ -109,6 +109,14 @@ pub const ALL: &[Scenario] = &[
         ..*DEMO
     },
     Scenario {
+        name: "posted-interrupts",
+        about: "the preserved device's interrupts are posted to memory (CAP.PI); the unit records eight faults",
+        witness: "the count of interrupts, one of them posted in the gap",
+        qemu: OnQemu::Lacks("QEMU's unit posts no interrupts"),
+        change: |machine| each_unit(machine, |unit| unit.with_cap(|cap| cap.with_pi(true).with_nfr(7))),
+        ..*DEMO
+    },
+    Scenario {
         name: "registers-only",
         about: "invalidation by registers, as on hardware without a queue (ECAP.QI)",
         witness: "who was cut off, and that hardware forgot it",

@@ -93,6 +93,16 @@ fn no_interrupt_of_a_preserved_device_is_lost_and_one_that_was_cut_off_gets_none
 }
 
 #[test]
+fn an_interrupt_that_is_posted_in_the_gap_is_delivered_after_adoption() {
+    let ran = run(&["--scenario", "posted-interrupts", "--updates", "2"]);
+    ran.assert_clean();
+    let i = ran.report.interrupts;
+    assert_eq!((i.sent, i.delivered_in_gap, i.lost, i.misdirected), (16, 2, 0, 0));
+    let lost = run(&["--scenario", "posted-interrupts", "--mutant", "interrupt-table-lost"]);
+    lost.assert_found(&[Kind::InterruptLost], &[Kind::PreservedFault]);
+}
+
+#[test]
 fn an_interrupt_entry_that_is_gone_while_the_kernel_leaves_is_an_interrupt_lost() {
     let ran = run(&["--mutant", "interrupt-table-lost"]);
     ran.assert_found(&[Kind::InterruptLost], &[Kind::PreservedFault]);

@@ -10,7 +10,8 @@ use core::cell::{Cell, RefCell};
 use core::fmt;
 use iommu::{Hal, Iommu, VtdUnit};
 use liveupdate::host::{
-    Adoptable, Atomic, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory, RequesterKind, TableMemory,
+    Adoptable, Atomic, FrameKeeper, Host, InterruptRemapping, KeepError, Level, MaySleep, NoMemory,
+    RequesterKind, TableMemory,
 };
 use spec::{Extent, Frame, PhysAddr, Requester, Segment, SourceId, UnitId};
 
@@ -174,11 +175,30 @@ impl<P: Platform + ?Sized> liveupdate::host::Unit for Seam<'_, '_, P> {
     fn disable(&self, atomic: &Atomic) -> Result<(), liveupdate::host::TimedOut> {
         self.unit.disable(atomic)
     }
-    fn interrupts(&self) -> Option<&dyn liveupdate::host::InterruptRemapping> {
-        self.unit.interrupts()
+    fn interrupts(&self) -> Option<&dyn InterruptRemapping> {
+        if self.unit.interrupts().is_some() { Some(self) } else { None }
     }
     fn locked<R>(&self, ctx: &mut MaySleep, f: impl FnOnce(&Atomic) -> R) -> R {
         self.unit.locked(ctx, f)
+    }
+}
+
+impl<P: Platform + ?Sized> InterruptRemapping for Seam<'_, '_, P> {
+    fn interrupt_table(&self) -> spec::regs::Irta {
+        self.unit.interrupt_table()
+    }
+    fn forget_interrupts(
+        &self,
+        atomic: &Atomic,
+        what: liveupdate::host::ForgetInterrupts,
+    ) -> Result<liveupdate::host::Forgotten, liveupdate::host::TimedOut> {
+        if self.swallow_forget.get() {
+            return Ok(liveupdate::host::Forgotten::observed());
+        }
+        self.unit.forget_interrupts(atomic, what)
+    }
+    fn disable_interrupts(&self, atomic: &Atomic) -> Result<(), liveupdate::host::TimedOut> {
+        self.unit.disable_interrupts(atomic)
     }
 }
 

@@ -4,24 +4,33 @@
 //! Every message is waited for before the next is sent, but for the one that the outgoing kernel has raised past the point
 //! of no return: it waits in the processor's controller until the incoming kernel, which has taken the entry over, lets it
 //! in. Only then is the entry pointed to another vector. On a platform whose kernel only polls nothing of this happens.
+//!
+//! Where the unit posts interrupts (CAP.PI), the preserved device's are posted: to a descriptor that lies in preserved memory,
+//! beside the notes, with a notification that waits over the jump as a vector would.
 
 use super::devices::Cast;
 use super::host::{Kernel, Machine};
-use super::scene::{Scene, requester};
+use super::scene::{Memory, Scene, requester};
 use super::trouble::Trouble;
 use super::{Mutant, plan};
 use crate::event::Event;
 use crate::pci;
-use crate::platform::{LocalInterrupts, Platform};
+use crate::platform::{LocalInterrupts, NoMemory, Platform};
 use alloc::string::ToString;
-use iommu::{InterruptEntry, InterruptSetup, Message, VtdUnit};
+use iommu::{Asker, InterruptEntry, InterruptSetup, Message, VtdUnit};
 use liveupdate::Incoming;
-use liveupdate::host::{Atomic, ForgetInterrupts, InterruptRemapping, MaySleep, TableMemory};
-use spec::SourceId;
-use spec::interrupt::{ENTRY_BYTES, RemappedEntry};
+use liveupdate::host::{Atomic, ForgetInterrupts, InterruptRemapping, MaySleep, TableMemory, Unit};
+use spec::interrupt::{ENTRY_BYTES, PostedDescriptor, PostedEntry, RemappedEntry};
+use spec::{PhysAddr, SourceId};
 
 /// Vector of the preserved device in the first kernel; each later one takes the next.
 const FIRST_VECTOR: u8 = 0x51;
+/// Vector of the notification that something was posted.
+const NOTIFICATION: u8 = 0xf1;
+/// Where the descriptor lies in the frame of the notes.
+const DESCRIPTOR: u64 = 2048;
+/// The word of a descriptor whose first bit says that a notification is under way (VT-d 9.12).
+const OUTSTANDING: u64 = 4;
 /// Vector of the device that will be cut off.
 const CUT_VECTOR: u8 = 0x91;
 /// Messages that are sent before an update, and again after it.
@@ -36,6 +45,21 @@ const QUIET: u64 = 5_000_000;
 pub(crate) struct Interrupts {
     index: u16,
     vector: u8,
+    /// The descriptor that it is posted to.
+    posted: Option<PhysAddr>,
+}
+
+impl Interrupts {
+    /// The entry of the device at `source`.
+    fn entry(self, source: SourceId, id: u8) -> InterruptEntry {
+        let Self { vector, posted, .. } = self;
+        match posted {
+            Some(descriptor) => {
+                InterruptEntry::Posted { vector, descriptor, urgent: false, asker: Asker::Exactly(source) }
+            }
+            None => InterruptEntry::msi(source, vector, id.into()),
+        }
+    }
 }
 
 /// A processor's controller and what it had delivered when counting began.
@@ -50,14 +74,15 @@ impl<'c> Count<'c> {
         Self { local, before: total(local), expected: 0 }
     }
 
-    /// Lets in what waits until `vector` has come once more; says whether it did, in time.
-    fn await_one<P: Platform + ?Sized>(&mut self, platform: &P, vector: u8) -> bool {
+    /// Lets in what waits until `interrupt` has come once more; says whether it did, in time.
+    fn await_one<P: Platform + ?Sized>(&mut self, platform: &P, interrupt: Interrupts) -> bool {
+        let vector = interrupt.posted.map_or(interrupt.vector, |_| NOTIFICATION);
         let (before, start) = (self.local.delivered(vector), platform.now());
         loop {
             self.local.take_pending();
             if self.local.delivered(vector) > before {
                 self.expected += 1;
-                return true;
+                return interrupt.posted.is_none_or(|at| take_posted(platform, at, interrupt.vector));
             }
             if platform.now().saturating_sub(start) > LIMIT {
                 return false;
@@ -70,6 +95,18 @@ impl<'c> Count<'c> {
     fn misdirected(&self) -> u64 {
         total(self.local).saturating_sub(self.before + self.expected)
     }
+}
+
+/// Takes a vector out of a descriptor; says whether it was there. The outstanding bit goes first: what is posted from then on
+/// notifies again.
+fn take_posted<P: Platform + ?Sized>(platform: &P, at: PhysAddr, vector: u8) -> bool {
+    let (outstanding, requests) = (at.plus(8 * OUTSTANDING), at.plus(8 * u64::from(vector / 64)));
+    let clear = |at, bit: u64| {
+        let word = platform.read64(at)?;
+        platform.write64(at, word & !bit)?;
+        Ok::<_, NoMemory>(word & bit != 0)
+    };
+    clear(outstanding, 1).and_then(|_| clear(requests, 1 << (vector % 64))) == Ok(true)
 }
 
 fn total(local: &dyn LocalInterrupts) -> u64 {
@@ -93,24 +130,33 @@ fn unit_of<'k, 'p, P: Platform + ?Sized>(
     Ok(Some(unit))
 }
 
-/// Gives a function an entry and has it send the message that asks for it.
+/// Gives a function an entry and has it send the message that asks for it. The interrupt is posted to `descriptor`, if there
+/// is one and the unit posts.
 fn connect<P: Platform + ?Sized>(
     kernel: &Kernel<'_, '_, P>,
     ctx: &mut MaySleep,
     source: SourceId,
     vector: u8,
-) -> Result<Option<u16>, Trouble> {
+    descriptor: Option<PhysAddr>,
+) -> Result<Option<Interrupts>, Trouble> {
     let Some(unit) = unit_of(kernel, ctx, source)? else { return Ok(None) };
     let platform = kernel.platform();
     let id = platform.interrupts().map_or(0, LocalInterrupts::id);
     let index = unit.allocate_interrupts(0).map_err(Trouble::at("take an interrupt entry"))?;
     let carried = kernel.buses.0.carried_by(source);
-    let set = unit.set_interrupt(ctx, index, InterruptEntry::msi(carried, vector, id.into()));
+    let interrupt = Interrupts { index, vector, posted: descriptor.filter(|_| unit.cap().pi()) };
+    if let Some(at) = interrupt.posted {
+        let empty = PostedDescriptor::ZERO.with_nv(NOTIFICATION.into()).with_ndst(u64::from(id) << 8);
+        for (n, word) in (0..).zip(empty.raw()) {
+            platform.write64(at.plus(8 * n), word).map_err(Trouble::at("write a descriptor"))?;
+        }
+    }
+    let set = unit.set_interrupt(ctx, index, interrupt.entry(carried, id));
     set.map_err(Trouble::at("set an interrupt entry"))?;
     let message = Message::to(index);
     let sends = pci::set_message(platform, source, message.address, message.data);
     match sends.map_err(Trouble::at("set a device's message"))? {
-        true => Ok(Some(index)),
+        true => Ok(Some(interrupt)),
         false => Ok(None),
     }
 }
@@ -120,9 +166,9 @@ pub(crate) fn start<P: Platform + ?Sized>(
     kernel: &Kernel<'_, '_, P>,
     ctx: &mut MaySleep,
     cast: Cast,
+    memory: Memory,
 ) -> Result<Option<Interrupts>, Trouble> {
-    let index = connect(kernel, ctx, cast.kept, FIRST_VECTOR)?;
-    Ok(index.map(|index| Interrupts { index, vector: FIRST_VECTOR }))
+    connect(kernel, ctx, cast.kept, FIRST_VECTOR, Some(memory.notes.start().plus(DESCRIPTOR)))
 }
 
 /// Incoming kernel: takes the entry of the preserved device over.
@@ -134,8 +180,10 @@ pub(crate) fn retrieve<'k, 'p, P: Platform + ?Sized>(
     let Some(unit) = kernel.iommu.unit_of(requester(source)) else { return Ok(None) };
     let mut found = None;
     let entries = incoming.retrieve_interrupts(plan::EDU, &mut |index, words| {
-        let vector = RemappedEntry::from_raw(words).v() as u8;
-        found.get_or_insert(Interrupts { index, vector });
+        let (entry, posted) = (RemappedEntry::from_raw(words), PostedEntry::from_raw(words));
+        // Both formats have the vector in the same place.
+        let (vector, posted) = (entry.v() as u8, entry.im().then(|| posted.descriptor()));
+        found.get_or_insert(Interrupts { index, vector, posted });
     });
     entries.map_err(Trouble::at("retrieve interrupts"))?;
     if let Some(Interrupts { index, .. }) = found {
@@ -151,15 +199,15 @@ pub(crate) fn before<P: Platform + ?Sized>(
 ) -> Result<(), Trouble> {
     let platform = scene.platform();
     let (Some(kept), Some(local)) = (scene.interrupts, platform.interrupts()) else { return Ok(()) };
-    let cut = connect(scene.kernel, ctx, scene.cast.cut, CUT_VECTOR)?;
+    let cut = connect(scene.kernel, ctx, scene.cast.cut, CUT_VECTOR, None)?;
     let mut count = Count::new(local);
     let mut delivered = 0;
-    let messages = (0..MESSAGES).map(|_| (0, kept.vector)).chain(cut.map(|_| (1, CUT_VECTOR)));
+    let messages = (0..MESSAGES).map(|_| (0, kept)).chain(cut.map(|cut| (1, cut)));
     let mut sent = 0;
-    for (edu, vector) in messages {
+    for (edu, interrupt) in messages {
         scene.edus[edu].raise();
         sent += 1;
-        delivered += u64::from(count.await_one(platform, vector));
+        delivered += u64::from(count.await_one(platform, interrupt));
         scene.edus[edu].acknowledge();
     }
     platform.event(&Event::Interrupts {
@@ -207,19 +255,19 @@ pub(crate) fn after<P: Platform + ?Sized>(
     let (Some(kept), Some(local)) = (scene.interrupts, platform.interrupts()) else { return Ok(()) };
     let mut count = Count::new(local);
     let raised = u64::from(scene.arrived_with.map_or(0, |notes| notes.interrupts));
-    let in_gap = (0..raised).filter(|_| count.await_one(platform, kept.vector)).count() as u64;
+    let in_gap = (0..raised).filter(|_| count.await_one(platform, kept)).count() as u64;
     scene.edus[0].acknowledge();
-    let vector = kept.vector + 1;
+    let again = Interrupts { vector: kept.vector + 1, ..kept };
     let unit = scene.kernel.iommu.unit_of(requester(scene.cast.kept));
     let unit = unit.ok_or(Trouble::new("re-point an interrupt", "no unit watches the device"))?;
     let carried = scene.kernel.buses.0.carried_by(scene.cast.kept);
-    let entry = InterruptEntry::msi(carried, vector, local.id().into());
+    let entry = again.entry(carried, local.id());
     unit.set_interrupt(ctx, kept.index, entry).map_err(Trouble::at("re-point an interrupt"))?;
-    scene.interrupts = Some(Interrupts { vector, ..kept });
+    scene.interrupts = Some(again);
     let mut delivered = 0;
     for _ in 0..MESSAGES {
         scene.edus[0].raise();
-        delivered += u64::from(count.await_one(platform, vector));
+        delivered += u64::from(count.await_one(platform, again));
         scene.edus[0].acknowledge();
     }
     blocked(scene, local);

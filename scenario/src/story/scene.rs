@@ -85,7 +85,7 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
         attach(kernel, ctx, cast.audio, audio_domain)?;
         attach(kernel, ctx, cast.kept, edu_domain)?;
         expose(kernel, ctx, cast, memory)?;
-        let interrupts = interrupts::start(kernel, ctx, cast)?;
+        let interrupts = interrupts::start(kernel, ctx, cast, memory)?;
         kernel.iommu.enable(ctx).map_err(Trouble::at("switch translation on"))?;
         kernel.iommu.units().iter().for_each(|unit| report_unit(platform, unit));
         write_tune(platform, memory.sound.start())?;
