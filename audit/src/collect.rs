@@ -49,6 +49,7 @@ pub(crate) fn collect<'s, I: Image + ?Sized>(
     }
     // What refers to requesters that may come later: a second pass over it alone.
     collector.dependents(handover)?;
+    collector.device_tlbs(handover)?;
     collector.tokens(handover)?;
     let index = collector.parts.finish();
     duplicates(&index, handover, sink);
@@ -56,7 +57,7 @@ pub(crate) fn collect<'s, I: Image + ?Sized>(
     Ok(index)
 }
 
-struct Collector<'a, 's, 'f> {
+pub(crate) struct Collector<'a, 's, 'f> {
     start: PhysAddr,
     counts: &'a Counts,
     units: &'a [UnitState],
@@ -67,12 +68,48 @@ struct Collector<'a, 's, 'f> {
 }
 
 impl Collector<'_, '_, '_> {
-    fn found(&mut self, at: PhysAddr, what: What) {
+    pub(crate) fn found(&mut self, at: PhysAddr, what: What) {
         self.sink.found(about(at, what));
     }
 
+    /// Counts checks of an invariant.
+    pub(crate) fn checked(&mut self, invariant: Invariant, items: u64) {
+        self.sink.checked(invariant, items);
+    }
+
+    /// Where the records start.
+    pub(crate) fn start(&self) -> PhysAddr {
+        self.start
+    }
+
+    /// The record of the requester with this ordinal.
+    pub(crate) fn requester_at<I: Image + ?Sized>(
+        &self,
+        handover: &Handover<'_, I>,
+        ordinal: u32,
+    ) -> Option<wire::RequesterRecord> {
+        let offset = usize::try_from(ordinal).ok().and_then(|at| self.parts.requesters.get(at))?;
+        match handover.record_at(self.start.plus(offset.saturating_mul(8)))? {
+            Record::Requester(requester) => Some(requester),
+            _ => None,
+        }
+    }
+
+    /// The record of the unit with this ordinal.
+    pub(crate) fn unit_at<I: Image + ?Sized>(
+        &self,
+        handover: &Handover<'_, I>,
+        ordinal: u32,
+    ) -> Option<wire::Unit> {
+        let offset = usize::try_from(ordinal).ok().and_then(|at| self.parts.units.get(at))?;
+        match handover.record_at(self.start.plus(offset.saturating_mul(8)))? {
+            Record::Unit(unit) => Some(unit),
+            _ => None,
+        }
+    }
+
     /// Whether `ordinal` is below `count`; a finding otherwise.
-    fn refers(&mut self, at: PhysAddr, from: RecordKind, to: RecordKind, ordinal: u32) -> bool {
+    pub(crate) fn refers(&mut self, at: PhysAddr, from: RecordKind, to: RecordKind, ordinal: u32) -> bool {
         let count = match to {
             RecordKind::Unit => self.counts.units,
             RecordKind::Domain => self.counts.domains,
@@ -120,6 +157,7 @@ impl Collector<'_, '_, '_> {
             | Record::Alias(_)
             | Record::PasidTables(_)
             | Record::Attachment(_)
+            | Record::DeviceTlb(_)
             | Record::Unknown { .. } => {}
         }
     }

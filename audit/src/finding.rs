@@ -216,6 +216,14 @@ pub enum What {
     UnitMissing,
     /// A record's range is empty, not whole frames, or leaves the address space.
     BadRange(RecordKind),
+    /// A record describes a device-TLB that its requester's entry does not allow, a second one, or one with a queue that
+    /// cannot be.
+    DeviceTlb,
+    /// Requesters whose entries let their devices keep translations, but no record says which devices.
+    NoDeviceTlb {
+        /// How many.
+        missing: u64,
+    },
     /// A record refers to another that is not there.
     Dangling {
         /// The record that refers.
@@ -438,6 +446,12 @@ impl fmt::Display for What {
             }
             Self::Dangling { from, to, ordinal } => {
                 write!(f, "the {from} record refers to {to} record {ordinal}, which is not there")
+            }
+            Self::DeviceTlb => f.write_str(
+                "the device-TLB is not allowed by its requester's entry, described twice, or queues what none can",
+            ),
+            Self::NoDeviceTlb { missing } => {
+                write!(f, "{missing} device-TLBs that requesters' entries allow are not described")
             }
             Self::WrongSegment => f.write_str("the requester's segment is not its unit's"),
             Self::TokenTwice { kind, token } => write!(f, "token {token:#x} names two {kind} records"),

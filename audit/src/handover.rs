@@ -8,9 +8,9 @@ use crate::error::Unreadable;
 use crate::image::{self, FRAME_WORDS, Image};
 use core::mem::size_of;
 use spec::handover::{
-    Alias, Attachment, Container, ContextTable, Domain, DomainIdUse, DomainTables, Header, InterruptEntry,
-    InterruptTable, MAGIC, MAX_BYTES, OLDEST_READABLE, PasidTables, RecordHeader, Region, Release,
-    RequesterRecord, SUBNODE, Scratch, Unit, VERSION, kind, least_body,
+    Alias, Attachment, Container, ContextTable, DeviceTlb, Domain, DomainIdUse, DomainTables, Header,
+    InterruptEntry, InterruptTable, MAGIC, MAX_BYTES, OLDEST_READABLE, PasidTables, RecordHeader, Region,
+    Release, RequesterRecord, SUBNODE, Scratch, Unit, VERSION, kind, least_body,
 };
 use spec::kho::Root;
 use spec::xxh64::Hasher;
@@ -52,6 +52,8 @@ pub enum Record {
     PasidTables(PasidTables),
     /// One PASID of a requester.
     Attachment(Attachment),
+    /// A device that keeps translations.
+    DeviceTlb(DeviceTlb),
     /// A unit's interrupt table.
     InterruptTable(InterruptTable),
     /// An entry of it that stays.
@@ -103,6 +105,8 @@ pub struct Counts {
     pub pasid_tables: u64,
     /// [`Attachment`] records.
     pub attachments: u64,
+    /// [`DeviceTlb`] records.
+    pub device_tlbs: u64,
     /// [`InterruptTable`] records.
     pub interrupt_tables: u64,
     /// [`InterruptEntry`] records.
@@ -138,6 +142,7 @@ impl Counts {
                 &mut self.pasid_tables
             }
             Record::Attachment(_) => &mut self.attachments,
+            Record::DeviceTlb(_) => &mut self.device_tlbs,
             Record::InterruptTable(_) => &mut self.interrupt_tables,
             Record::InterruptEntry(_) => &mut self.interrupt_entries,
             Record::Unknown { .. } => &mut self.unknown,
@@ -342,6 +347,7 @@ impl<I: Image + ?Sized> Records<'_, I> {
             kind::CONTAINER => Record::Container(self.body(header.kind, bytes)?),
             kind::PASID_TABLES => Record::PasidTables(self.body(header.kind, bytes)?),
             kind::ATTACHMENT => Record::Attachment(self.body(header.kind, bytes)?),
+            kind::DEVICE_TLB => Record::DeviceTlb(self.body(header.kind, bytes)?),
             kind::INTERRUPT_TABLE => Record::InterruptTable(self.body(header.kind, bytes)?),
             kind::INTERRUPT_ENTRY => Record::InterruptEntry(self.body(header.kind, bytes)?),
             kind => Record::Unknown { kind },

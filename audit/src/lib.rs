@@ -27,6 +27,7 @@
 
 mod audit;
 mod collect;
+mod device_tlb;
 mod domains;
 mod entries;
 mod error;

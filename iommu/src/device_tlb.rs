@@ -13,21 +13,13 @@ use crate::error::AttachError;
 use crate::queue::Descriptor;
 use crate::unit::VtdUnit;
 use alloc::vec::Vec;
+pub use liveupdate::host::DeviceTlb;
 use liveupdate::host::{Atomic, Forget, MaySleep, TimedOut, Unit};
-use spec::invalidation::{DeviceTlbInvalidate, PasidDeviceTlbInvalidate, kind};
+use spec::invalidation::{DeviceTlbInvalidate, PasidDeviceTlbInvalidate, kind, pasid_device_tlb_granularity};
 use spec::{DomainId, Iova, PAGE_SIZE, Requester, SourceId};
 
 /// Most pages that an invalidation names, as a binary logarithm; beyond, it names them all.
 const LARGEST_ORDER: u8 = 51;
-
-/// What the driver must know of a device that keeps translations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DeviceTlb {
-    /// The physical function: of a virtual function the one that it belongs to, otherwise the function itself.
-    pub physical_function: SourceId,
-    /// How many invalidations it queues, 1 to 32: Invalidate Queue Depth of its ATS capability, where 0 stands for 32.
-    pub queue_depth: u8,
-}
 
 /// A requester whose device-TLB may hold translations of a domain, and under which PASIDs.
 #[derive(Debug, Clone)]
@@ -57,10 +49,11 @@ impl Books {
 }
 
 impl<H: Hal> Iommu<'_, H> {
-    /// Allows an attached requester to keep translations. The host switches ATS on in the device after this.
+    /// Allows an attached requester to keep translations. Whatever its device still keeps from earlier, it is made to forget
+    /// first. The host switches ATS on in the device after this.
     ///
     /// # Errors
-    /// [`AttachError`]; nothing has changed.
+    /// [`AttachError`]; nothing has changed. [`AttachError::DeviceSilent`] when the device does not answer: it is cut off.
     pub fn enable_device_tlb(
         &self,
         ctx: &mut MaySleep,
@@ -75,7 +68,12 @@ impl<H: Hal> Iommu<'_, H> {
             })
         })?;
         books.device_tlbs.insert(requester, tlb);
-        Ok(())
+        let user = books.device_tlb_user(requester);
+        drop(books);
+        match user.map_or(Ok(true), |user| self.forget_in_device(ctx, &user, None))? {
+            true => Ok(()),
+            false => Err(AttachError::DeviceSilent(requester)),
+        }
     }
 
     /// Allows it no longer. The host has switched ATS off in the device before this. Says whether the device answered; if
@@ -244,35 +242,57 @@ impl<H: Hal> VtdUnit<'_, H> {
     ) -> Result<bool, TimedOut> {
         let Some(queue) = &self.queue else { return Ok(true) };
         let (address, size) = range(pages);
-        let physical = if self.registers.ecap().dit() { u64::from(tlb.physical_function.raw()) } else { 0 };
+        let physical = self.physical(tlb);
         let depth = u64::from(tlb.queue_depth % 32);
         for &pasid in pasids {
-            let descriptor: Descriptor = match pasid {
-                0 => DeviceTlbInvalidate::ZERO
-                    .with_kind(kind::DEVICE_TLB)
-                    .with_sid(u64::from(source.raw()))
-                    .with_mip(depth)
-                    .with_pfsid_low(physical & 0xf)
-                    .with_pfsid_high(physical >> 4)
-                    .with_s(size)
-                    .with_addr(address)
-                    .raw(),
-                _ => PasidDeviceTlbInvalidate::ZERO
-                    .with_kind(kind::PASID_DEVICE_TLB)
-                    .with_sid(u64::from(source.raw()))
-                    .with_mip(depth)
-                    .with_pfsid_low(physical & 0xf)
-                    .with_pfsid_high(physical >> 4)
-                    .with_pasid(u64::from(pasid))
-                    .with_s(size)
-                    .with_addr(address)
-                    .raw(),
+            let without = DeviceTlbInvalidate::ZERO.with_mip(depth).with_s(size).with_addr(address);
+            let with = PasidDeviceTlbInvalidate::ZERO.with_mip(depth).with_s(size).with_addr(address);
+            let descriptor = match pasid {
+                0 => Self::without_pasid(without, source, physical),
+                _ => Self::with_pasid(with.with_pasid(u64::from(pasid)), source, physical),
             };
             if !queue.ask(&self.registers, source, descriptor)? {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Makes a device forget everything, under every PASID that it may use. Says whether it answered.
+    ///
+    /// # Errors
+    /// [`TimedOut`] when the unit did not say either in time.
+    pub(crate) fn forget_all_in_device(
+        &self,
+        atomic: &Atomic,
+        source: SourceId,
+        tlb: DeviceTlb,
+    ) -> Result<bool, TimedOut> {
+        let Some(queue) = &self.queue else { return Ok(true) };
+        if !self.forget_in_device(atomic, source, tlb, &[0], None)? {
+            return Ok(false);
+        }
+        if self.choices().pasid_bits == 0 || !queue.is_wide() {
+            return Ok(true);
+        }
+        let (address, size) = range(None);
+        let all = PasidDeviceTlbInvalidate::ZERO.with_g(pasid_device_tlb_granularity::GLOBAL);
+        let all = all.with_mip(u64::from(tlb.queue_depth % 32)).with_s(size).with_addr(address);
+        queue.ask(&self.registers, source, Self::with_pasid(all, source, self.physical(tlb)))
+    }
+
+    fn physical(&self, tlb: DeviceTlb) -> u64 {
+        if self.registers.ecap().dit() { u64::from(tlb.physical_function.raw()) } else { 0 }
+    }
+
+    fn without_pasid(d: DeviceTlbInvalidate, source: SourceId, physical: u64) -> Descriptor {
+        let d = d.with_kind(kind::DEVICE_TLB).with_sid(u64::from(source.raw()));
+        d.with_pfsid_low(physical & 0xf).with_pfsid_high(physical >> 4).raw()
+    }
+
+    fn with_pasid(d: PasidDeviceTlbInvalidate, source: SourceId, physical: u64) -> Descriptor {
+        let d = d.with_kind(kind::PASID_DEVICE_TLB).with_sid(u64::from(source.raw()));
+        d.with_pfsid_low(physical & 0xf).with_pfsid_high(physical >> 4).raw()
     }
 }
 

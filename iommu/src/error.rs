@@ -342,6 +342,8 @@ pub enum AttachError {
         /// The PASID.
         pasid: u32,
     },
+    /// The device does not answer invalidations of its device-TLB: it is cut off.
+    DeviceSilent(Requester),
     /// A requester with aliases is to keep translations: which of them it keeps them under cannot be told.
     DeviceTlbAliases(Requester),
     /// The unit cannot walk the domain's tables, or has no domain id for it.
@@ -387,6 +389,9 @@ impl fmt::Display for AttachError {
             }
             Self::PasidMismatch { requester, pasid } => {
                 write!(f, "{requester}: the entry of PASID {pasid:#x} is not the one that was named for it")
+            }
+            Self::DeviceSilent(r) => {
+                write!(f, "{r} does not answer an invalidation of its device-TLB and is cut off")
             }
             Self::DeviceTlbAliases(r) => {
                 write!(f, "{r} has aliases: leave its device-TLB off")

@@ -16,9 +16,9 @@ use crate::queue_errors::QueueError;
 use crate::registers::Registers;
 use crate::table::format::Stage;
 use core::cell::{Cell, RefCell};
-use liveupdate::host::{Atomic, Forget, Forgotten, InterruptRemapping, MaySleep, TimedOut, Unit};
+use liveupdate::host::{Atomic, DeviceTlb, Forget, Forgotten, InterruptRemapping, MaySleep, TimedOut, Unit};
 use spec::regs::{Cap, Ecap, Fectl, Fsts, Gsts, Irta, Pmen, RootAddr, offset};
-use spec::{Extent, PAGE_SIZE, PhysAddr, UnitId};
+use spec::{Extent, PAGE_SIZE, PhysAddr, SourceId, UnitId};
 
 /// One remapping unit.
 #[derive(Debug)]
@@ -230,6 +230,9 @@ impl<H: Hal> Unit for VtdUnit<'_, H> {
     fn forget(&self, _atomic: &Atomic, what: Forget) -> Result<Forgotten, TimedOut> {
         self.forget_what(what)?;
         Ok(Forgotten::observed())
+    }
+    fn forget_device(&self, atomic: &Atomic, source: SourceId, tlb: DeviceTlb) -> Result<bool, TimedOut> {
+        self.forget_all_in_device(atomic, source, tlb)
     }
     fn disable(&self, _atomic: &Atomic) -> Result<(), TimedOut> {
         self.registers.command("switching translation off", |c| c.with_te(false), |s| !s.tes())?;

@@ -4,6 +4,7 @@
 //! lists ordered by extent, and nothing refers to them by index. The outgoing side fills the book by `preserve`, the incoming
 //! side out of a handover; freeze, cut-off and adoption only read it.
 
+use crate::host::DeviceTlb;
 use crate::list::{List, Located};
 use crate::mode::{Context, Mode, Place};
 use crate::pool::Pool;
@@ -128,10 +129,24 @@ pub struct Kept {
     pub(crate) unit: usize,
     /// The domain of its requests without PASID.
     pub(crate) domain: usize,
+    /// What is known of its device, when its entry lets that keep translations.
+    pub device_tlb: Option<DeviceTlb>,
     pub(crate) retrieved: bool,
 }
 
 impl Kept {
+    /// A requester with its `(unit, domain)`, not retrieved.
+    pub(crate) const fn new(
+        token: Token,
+        requester: Requester,
+        entry: Context,
+        domain_id: DomainId,
+        (unit, domain): (usize, usize),
+        device_tlb: Option<DeviceTlb>,
+    ) -> Self {
+        Self { token, requester, entry, domain_id, unit, domain, device_tlb, retrieved: false }
+    }
+
     /// The PASID that its requests without PASID take; 0 in legacy mode.
     #[must_use]
     pub const fn rid_pasid(&self) -> u32 {

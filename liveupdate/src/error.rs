@@ -59,8 +59,11 @@ pub enum PreserveError {
     NoUnit(Requester),
     /// The unit does not translate: TES is 0, or its mode is one without tables.
     UnitNotTranslating(UnitId),
-    /// The requester has a device-TLB or page requests enabled (scalable mode), which cannot be preserved yet.
+    /// The requester's entry lets its device keep translations, but the host knows of no ATS that is on, or the requester has
+    /// aliases.
     DeviceTlb(Requester),
+    /// The requester has page requests enabled, which cannot be preserved yet.
+    PageRequests(Requester),
     /// The PASID has no entry that is present, or the requester's PASID directory has no room for it.
     NoPasid {
         /// Who.
@@ -176,7 +179,10 @@ impl fmt::Display for PreserveError {
                 )
             }
             Self::UnitNotTranslating(u) => write!(f, "unit {u} does not translate"),
-            Self::DeviceTlb(r) => write!(f, "{r} has a device-TLB or page requests enabled: disable them"),
+            Self::DeviceTlb(r) => {
+                write!(f, "the entry of {r} allows a device-TLB that the host cannot describe: switch it off")
+            }
+            Self::PageRequests(r) => write!(f, "{r} has page requests enabled: disable them"),
             Self::NoPasid { requester, pasid } => {
                 write!(f, "{requester} has no domain for PASID {pasid:#x}: attach it first")
             }

@@ -4,6 +4,7 @@
 
 use crate::adopt::is_done;
 use crate::book::{Attached, Book, Domain, DomainState, Kept, PasidRun, Region};
+use crate::device_tlb::Devices;
 use crate::host::{Atomic, Forget, Host, MaySleep, NoMemory, TimedOut, Unit};
 use crate::interrupts;
 use crate::list::List;
@@ -168,7 +169,10 @@ fn cut_off_one<H: Host>(
         let at = mode.entry_at(table, source.devfn());
         roots::clear_present(host, at)?;
         report(CutOffEvent::Cleared { requester, entry });
-        forget_and_report(unit, atomic, forget, report);
+        let forgotten = forget_and_report(unit, atomic, forget, report);
+        if entry.allows_device_tlb() {
+            Devices::new(host, unit, !forgotten).forget(atomic, requester, report);
+        }
         roots::wipe(host, at, mode.entry_bytes())
     });
     done.unwrap_or_else(|e| report(CutOffEvent::Unreachable(e)));
@@ -218,9 +222,18 @@ fn cut_off_pasids<H: Host>(
     }
 }
 
-fn forget_and_report<U: Unit>(unit: &U, atomic: &Atomic, what: Forget, report: &mut dyn FnMut(CutOffEvent)) {
-    match unit.forget(atomic, what) {
-        Ok(_) => report(CutOffEvent::Confirmed(unit.id())),
-        Err(timed_out) => report(CutOffEvent::NotConfirmed(timed_out)),
-    }
+/// Says whether the unit confirmed.
+fn forget_and_report<U: Unit>(
+    unit: &U,
+    atomic: &Atomic,
+    what: Forget,
+    report: &mut dyn FnMut(CutOffEvent),
+) -> bool {
+    let forgotten = unit.forget(atomic, what);
+    let confirmed = forgotten.is_ok();
+    report(match forgotten {
+        Ok(_) => CutOffEvent::Confirmed(unit.id()),
+        Err(timed_out) => CutOffEvent::NotConfirmed(timed_out),
+    });
+    confirmed
 }

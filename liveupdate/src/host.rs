@@ -25,8 +25,10 @@
 //! }
 //! ```
 
+mod device_tlb;
 mod interrupts;
 
+pub use device_tlb::DeviceTlb;
 pub use interrupts::{ForgetInterrupts, InterruptRemapping};
 
 use core::fmt;
@@ -182,6 +184,14 @@ pub trait Unit {
     /// # Errors
     /// [`TimedOut`] when completion was not seen: hardware may still use what it cached.
     fn forget(&self, atomic: &Atomic, what: Forget) -> Result<Forgotten, TimedOut>;
+    /// Makes a device forget all translations that it keeps, under every PASID, and waits until it has, bounded. Says whether
+    /// the device answered. A host whose units have no device-TLBs need not provide it.
+    ///
+    /// # Errors
+    /// [`TimedOut`] when the unit did not say either: it may say nothing more for long.
+    fn forget_device(&self, _atomic: &Atomic, _source: SourceId, _tlb: DeviceTlb) -> Result<bool, TimedOut> {
+        Err(TimedOut { unit: self.id(), what: "device-TLB invalidation, which the host lacks", waited: 0 })
+    }
     /// Switches translation off and protected memory off: for a unit with nothing preserved, as a normal shutdown does.
     ///
     /// # Errors
@@ -259,6 +269,12 @@ pub trait Host: TableMemory + FrameKeeper {
     /// Incoming kernel, at finish: frames of the handover that nobody retrieved (or that held the handover itself) are
     /// the host's to use as it likes.
     fn give_back(&self, ctx: &mut MaySleep, run: Extent);
+    /// What is known of a requester whose device has ATS on; `None`: it keeps no translations. Neither allocates nor sleeps.
+    fn device_tlb(&self, _requester: Requester) -> Option<DeviceTlb> {
+        None
+    }
+    /// Switches ATS of a function off: its device did not answer, and its entry is cleared.
+    fn device_tlb_off(&self, _atomic: &Atomic, _requester: Requester) {}
     /// What this kernel can take over.
     fn adoptable(&self) -> Adoptable;
     /// Monotonic time in nanoseconds.

@@ -58,6 +58,8 @@ mod book;
 #[cfg(feature = "update")]
 mod cutoff;
 #[cfg(feature = "update")]
+mod device_tlb;
+#[cfg(feature = "update")]
 mod digest;
 #[cfg(feature = "update")]
 mod error;

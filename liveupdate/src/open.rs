@@ -74,6 +74,7 @@ pub fn open<'s, M: TableMemory>(
         return Err(OpenError::NoRelease);
     }
     opened.check_pasids()?;
+    opened.check_device_tlbs()?;
     opened.check_apart()?;
     opened.check_tokens()?;
     Ok(opened)
@@ -150,6 +151,15 @@ impl Opened<'_> {
             return Err(OpenError::Length { part: Part::Blob, bytes: header.bytes });
         }
         Ok(())
+    }
+
+    /// That every device that may keep translations is described.
+    fn check_device_tlbs(&self) -> Result<(), OpenError> {
+        let lacks = |k: &Kept| k.entry.allows_device_tlb() && k.device_tlb.is_none();
+        match self.book.requesters.find(lacks) {
+            Some((_, kept)) => Err(OpenError::NoDeviceTlb(kept.requester)),
+            None => Ok(()),
+        }
     }
 
     /// That no frame is used for two things. Sorts: many scattered runs take little longer than few.

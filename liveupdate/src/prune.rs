@@ -7,6 +7,7 @@
 //! again before it adopts.
 
 use crate::book::{Attached, Book, Kept};
+use crate::device_tlb::{self, Devices};
 use crate::host::{Atomic, Forget, Forgotten, Host, NoMemory, RequesterKind, TimedOut, Unit};
 use crate::mode::{Context, Mode, Place};
 use crate::mutant::{self, Mutant};
@@ -35,6 +36,9 @@ pub enum CutOffEvent {
     },
     /// A preserved entry stays.
     Stays(Requester),
+    /// A cleared requester's device did not answer that it forgot the translations it keeps. Its entry blocks them, and its
+    /// ATS is off.
+    DeviceSilent(Requester),
     /// Hardware has forgotten everything on this unit that was cleared.
     Confirmed(UnitId),
     /// Hardware did not confirm in time: it may still use what it cached, until the next kernel makes it forget.
@@ -82,9 +86,14 @@ pub(crate) fn prune<H: Host>(
         true => Ok(Forgotten::observed()),
         false => unit.forget(atomic, Forget::Everything),
     };
-    match forgotten {
-        Ok(_) => report(CutOffEvent::Confirmed(unit.id())),
-        Err(timed_out) => report(CutOffEvent::NotConfirmed(timed_out)),
+    let lost = forgotten.is_err();
+    report(match forgotten {
+        Ok(_) => CutOffEvent::Confirmed(unit.id()),
+        Err(timed_out) => CutOffEvent::NotConfirmed(timed_out),
+    });
+    if let Some(pruning) = &pruning {
+        let mut devices = Devices::new(host, unit, lost);
+        device_tlb::forget_cleared(pruning, &mut devices, atomic, report);
     }
     // Also when the wait ran out: no walk reads an entry that is not present, and what hardware cached is whole. What is
     // left behind would only look like damage to the next kernel.

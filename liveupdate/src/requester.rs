@@ -7,7 +7,7 @@
 use crate::book::{AliasOf, Kept, KeptUnit, Stage, Token, first_of_table};
 use crate::error::{PreserveError, UnpreserveError};
 use crate::guard::Reservations;
-use crate::host::{Host, Level, MaySleep, RequesterKind, Unit};
+use crate::host::{DeviceTlb, Host, Level, MaySleep, RequesterKind, Unit};
 use crate::mode::{Context, Mode};
 use crate::outgoing::Outgoing;
 use crate::pasids::{self, PasidSlot, Target};
@@ -29,6 +29,8 @@ struct Snapshot {
     mode: Mode,
     entry: Context,
     sources: [Option<(SourceId, PhysAddr)>; MAX_ALIASES + 1],
+    /// What is known of its device, when its entry lets that keep translations.
+    device_tlb: Option<DeviceTlb>,
     /// In scalable mode, where its requests without PASID go.
     pasid: Option<(ScalableContextEntry, PasidSlot)>,
 }
@@ -190,7 +192,8 @@ impl<H: Host> Outgoing<'_, '_, H> {
             reserved.reserve(Extent::one(root.frame()))?;
         }
         let (domain, domain_id) = (target.domain, target.id);
-        let kept = Kept { token, requester, entry, domain_id, unit: unit_index, domain, retrieved: false };
+        let unit_and_domain = (unit_index, domain);
+        let kept = Kept::new(token, requester, entry, domain_id, unit_and_domain, before.device_tlb);
         let index = staged.requester(kept)?;
         let without_pasid = PasidSlot { pasid: 0, table: PhysAddr::new(0), entry: PasidEntry::ZERO };
         let slot = before.pasid.map_or(without_pasid, |(_, slot)| slot);
@@ -295,7 +298,8 @@ fn read<H: Host>(
     let mode = mode.ok_or(PreserveError::UnitNotTranslating(unit.id()))?;
     let root = unit.root().table();
     let entry = Context::from_raw(mode, [0; 4]);
-    let mut snapshot = Snapshot { root, mode, entry, sources: [None; MAX_ALIASES + 1], pasid: None };
+    let mut snapshot =
+        Snapshot { root, mode, entry, sources: [None; MAX_ALIASES + 1], device_tlb: None, pasid: None };
     for (slot, source) in snapshot.sources.iter_mut().zip(sources.iter()) {
         let found = roots::find(host, mode, root, source)?.filter(|(_, e)| e.present());
         if source == requester.source {
@@ -305,6 +309,10 @@ fn read<H: Host>(
                 Context::Scalable(entry) => Some((entry, without_pasid(host, requester, entry)?)),
             };
             snapshot.entry = entry;
+            if entry.allows_device_tlb() {
+                let known = host.device_tlb(requester).filter(|_| sources.iter().count() == 1);
+                snapshot.device_tlb = Some(known.ok_or(PreserveError::DeviceTlb(requester))?);
+            }
         }
         match found {
             Some((table, entry)) if entry == snapshot.entry => *slot = Some((source, table)),
@@ -317,9 +325,11 @@ fn read<H: Host>(
 /// That a legacy context entry is one that can be preserved.
 fn check_legacy(requester: Requester, entry: ContextEntry) -> Result<(), PreserveError> {
     match entry.translation_type() {
-        TranslationType::SecondStage => Ok(()),
+        TranslationType::SecondStage | TranslationType::SecondStageDeviceTlb => Ok(()),
         TranslationType::PassThrough => Err(PreserveError::PassThrough(requester)),
-        _ => Err(PreserveError::Unsupported { requester, translation_type: entry.tt() as u8 }),
+        TranslationType::Reserved => {
+            Err(PreserveError::Unsupported { requester, translation_type: entry.tt() as u8 })
+        }
     }
 }
 
@@ -329,8 +339,8 @@ fn without_pasid<H: Host>(
     requester: Requester,
     entry: ScalableContextEntry,
 ) -> Result<PasidSlot, PreserveError> {
-    if entry.dte() || entry.pre() {
-        return Err(PreserveError::DeviceTlb(requester));
+    if entry.pre() {
+        return Err(PreserveError::PageRequests(requester));
     }
     pasids::read_pasid(host, requester, entry, entry.rid_pasid() as u32)
 }

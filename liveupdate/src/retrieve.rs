@@ -1,7 +1,7 @@
 //! The incoming side, adopted: everything that was handed over is taken by its token, domains before requesters.
 
 use crate::book::{Attached, Book, Domain, DomainState, Stage, Token};
-use crate::host::Host;
+use crate::host::{DeviceTlb, Host};
 use crate::interrupts;
 use crate::mutant::{self, Mutant};
 use crate::open::Opened;
@@ -35,6 +35,8 @@ pub struct RetrievedRequester {
     /// Name of the domain of its requests without PASID, which was retrieved before, and the domain's id on the unit.
     /// `None` when that domain is blocked and other PASIDs go on.
     pub domain: Option<(Token, DomainId)>,
+    /// Its device keeps translations: its driver goes on invalidating them.
+    pub device_tlb: Option<DeviceTlb>,
 }
 
 /// A PASID of a retrieved requester: the driver's from now on. In legacy mode there is one, 0.
@@ -193,6 +195,7 @@ impl<'s, H: Host> Incoming<'_, 's, H> {
             requester: kept.requester,
             unit: book.units.get(kept.unit).map(|u| u.id).unwrap_or_default(),
             domain: without_pasid.map(|a| (name(book, a.domain), a.domain_id)),
+            device_tlb: kept.device_tlb,
         })
     }
 

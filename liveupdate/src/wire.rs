@@ -166,6 +166,17 @@ fn requesters(book: &Book<'_>, out: &mut Emitter<'_, '_>) -> Result<(), NoMemory
         };
         out.record(kind::REQUESTER, &record)?;
     }
+    for (index, kept) in book.requesters.iter() {
+        let Some(tlb) = kept.device_tlb else { continue };
+        let record = handover::DeviceTlb {
+            requester: book.requesters.ordinal(index),
+            physical_function: tlb.physical_function.raw(),
+            queue_depth: tlb.queue_depth,
+            reserved0: 0,
+            reserved1: 0,
+        };
+        out.record(kind::DEVICE_TLB, &record)?;
+    }
     for (_, alias) in book.aliases.iter() {
         let requester = book.requesters.ordinal(alias.requester);
         out.record(kind::ALIAS, &handover::Alias { requester, source: alias.source.raw(), reserved: 0 })?;

@@ -4,15 +4,18 @@
 mod common;
 
 use common::host::{Buses, Host};
-use common::machine;
-use holdover_machine::{Ats, Invalidation, Machine, MachineConfig, TraceLine, UnitConfig, pci};
+use common::{assert_good, machine};
+use holdover_machine::{
+    Ats, Invalidation, Machine, MachineConfig, Run, RunConfig, TraceLine, UnitConfig, pci, run,
+};
 use iommu::driver::Setup;
 use iommu::{
     Access, AttachError, Capability, Config, DeviceTlb, DomainHandle, Hal, Iommu, MapError, QueueError,
     UnitDescription,
 };
 use liveupdate::host::{MaySleep, Unit};
-use scenario::platform::Platform;
+use scenario::event::Event;
+use scenario::platform::{Mark, Platform};
 use spec::fault::Reason;
 use spec::invalidation::{DeviceTlbInvalidate, kind};
 use spec::{Iova, PhysAddr, Requester, Segment, SourceId};
@@ -175,7 +178,8 @@ fn unmapping_reaches_the_devices_of_the_domain_after_the_iotlb_and_leaves_their_
 #[test]
 fn a_device_that_does_not_answer_is_cut_off_and_named_and_not_waited_for() {
     for (seed, answers) in [(1, 0), (2, 1), (3, 2)] {
-        let silent = Ats { answers: Some(answers), ..ats(DEVICE) };
+        // It answers once when it is let.
+        let silent = Ats { answers: Some(1 + answers), ..ats(DEVICE) };
         on(&with(seed, unit(), &[silent, ats(OTHER)]), &[DEVICE, OTHER], |w| {
             for page in 0..4 {
                 assert!(w.asks(DEVICE, IOVA + (page << 12)).is_some());
@@ -206,7 +210,7 @@ fn a_device_that_does_not_answer_is_cut_off_and_named_and_not_waited_for() {
 
 #[test]
 fn translated_requests_of_a_device_that_ignores_that_ats_is_off_are_blocked_by_its_entry() {
-    let silent = Ats { answers: Some(0), ..ats(DEVICE) };
+    let silent = Ats { answers: Some(1), ..ats(DEVICE) };
     on(&with(4, unit(), &[silent]), &[DEVICE], |w| {
         assert!(w.asks(DEVICE, IOVA).is_some());
         w.unmap(IOVA, 1).expect("unmapped");
@@ -236,7 +240,7 @@ fn translated_requests_of_a_device_that_ignores_that_ats_is_off_are_blocked_by_i
 fn a_unit_that_is_more_patient_than_the_driver_keeps_nobody_waiting_and_nothing_is_used_again() {
     let mut patient = unit();
     patient.device_patience = 60_000_000_000;
-    let silent = Ats { answers: Some(0), ..ats(DEVICE) };
+    let silent = Ats { answers: Some(1), ..ats(DEVICE) };
     on(&with(5, patient, &[silent]), &[DEVICE], |w| {
         assert!(w.asks(DEVICE, IOVA).is_some());
         let start = w.machine.now();
@@ -252,6 +256,19 @@ fn a_unit_that_is_more_patient_than_the_driver_keeps_nobody_waiting_and_nothing_
         let _ = unit.locked(&mut w.ctx, |atomic| unit.forget(atomic, forget)).expect("forgotten");
         assert_eq!(w.asks(DEVICE, IOVA), None);
         assert_eq!(w.errors().len(), 1);
+    });
+}
+
+#[test]
+fn a_device_that_does_not_answer_when_it_is_let_is_cut_off_at_once() {
+    let silent = Ats { answers: Some(0), ..ats(OTHER) };
+    on(&with(9, unit(), &[silent]), &[DEVICE], |w| {
+        w.iommu.attach(&mut w.ctx, requester(OTHER), &[], w.domain).expect("attach");
+        let e = w.switch_on(OTHER).expect_err("it does not answer");
+        assert_eq!(e, AttachError::DeviceSilent(requester(OTHER)));
+        assert_eq!((w.iommu.domain_of(requester(OTHER)), w.asks(OTHER, IOVA)), (None, None));
+        assert_eq!(w.silent(), [requester(OTHER)]);
+        assert_eq!(w.asks(DEVICE, IOVA), Some(OLD), "the other one goes on");
     });
 }
 
@@ -317,4 +334,59 @@ fn what_cannot_keep_translations_is_refused_with_the_reason() {
         let e = w.iommu.enable_device_tlb(&mut w.ctx, requester(DEVICE), tlb).expect_err("an alias");
         assert_eq!(e, AttachError::DeviceTlbAliases(requester(DEVICE)));
     });
+}
+
+/// A whole update of devices that keep translations: two that are preserved, one that is cut off.
+fn story(seed: u64, answers: Option<u64>) -> MachineConfig {
+    let cut = Ats { answers, ..ats(pci::EDU_B) };
+    with(seed, unit(), &[ats(pci::AUDIO), ats(pci::EDU_A), cut])
+}
+
+/// What a run of `config` has in device-TLBs at the jump: of the preserved edu and of the one that is cut off.
+fn at_jump(config: &RunConfig) -> (Run, Vec<[usize; 2]>) {
+    let mut kept = Vec::new();
+    let run = run(config, &mut |machine, _| {
+        kept.push([pci::EDU_A, pci::EDU_B].map(|source| machine.device_pages(source).len()));
+    });
+    (run, kept)
+}
+
+#[test]
+fn an_update_carries_devices_that_keep_translations_and_empties_those_of_who_is_cut_off() {
+    for seed in 0..4 {
+        let (run, kept) = at_jump(&RunConfig::new(story(seed, None), 2));
+        assert_good(&run, &format!("seed {seed}"));
+        assert_eq!(kept.len(), 2);
+        for [preserved, cut] in kept {
+            assert!(preserved > 0 && cut == 0, "seed {seed}: {preserved} and {cut} pages");
+        }
+        // The last kernel goes on invalidating what its predecessors let them keep.
+        assert!(!run.machine.device_pages(pci::AUDIO).is_empty());
+        let forgotten = |source: SourceId| {
+            let of = |l: &&TraceLine| matches!(l, TraceLine::Invalidated { what: Invalidation::DeviceTlb(d), .. } if d.source == source);
+            run.machine.trace().iter().filter(of).count()
+        };
+        // When it was let, at each cut-off, when it was let again; the others only once.
+        assert_eq!([pci::AUDIO, pci::EDU_A, pci::EDU_B].map(forgotten), [1, 1, 4], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_device_that_falls_silent_at_the_cut_off_is_named_switched_off_and_not_waited_for() {
+    let (run, kept) = at_jump(&RunConfig::new(story(5, Some(1)), 1));
+    assert_good(&run, "silent at the cut-off");
+    assert!(kept[0][1] > 0, "the device did not forget");
+    let told = |e: &Event| matches!(e, Event::QueueError { words, .. } if words.contains("did not answer"));
+    assert!(run.events().iter().any(told), "{:?}", run.events());
+    let off = run.machine.trace();
+    let marks = |mark| off.iter().find(|l| matches!(l, TraceLine::Mark { mark: m, .. } if *m == mark));
+    let [begin, done] = [Mark::CutOffBegin, Mark::CutOffDone].map(|m| marks(m).expect("a mark").at());
+    assert!(done - begin < 30_000_000, "the cut-off took {} ns", done - begin);
+}
+
+#[test]
+fn an_update_without_device_tlb_invalidation_at_the_cut_off_is_found_out() {
+    let config = RunConfig::new(story(6, None), 1).with_option("mutant", "missing-invalidation");
+    let (_, kept) = at_jump(&config);
+    assert!(kept[0][1] > 0, "the device forgot by itself");
 }

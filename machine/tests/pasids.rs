@@ -144,7 +144,7 @@ fn outgoing(machine: &Machine, mode: Mode) -> (PhysAddr, [Option<u64>; 4]) {
         release: "a",
         update: 1,
         scratch: &holdover_machine::run::areas(MEMORY),
-        reserved: ReservedMemory::CutOff,
+        reserved: ReservedMemory::CutOff(&[]),
         successor: Adoptable::EVERYTHING,
     };
     let mut words = vec![0; 1 << 15];

@@ -51,6 +51,8 @@ pub mod kind {
     pub const INTERRUPT_TABLE: u16 = 14;
     /// [`super::InterruptEntry`].
     pub const INTERRUPT_ENTRY: u16 = 15;
+    /// [`super::DeviceTlb`].
+    pub const DEVICE_TLB: u16 = 16;
 }
 
 /// Bytes of a record's body that every release wrote: a reader refuses shorter ones, and takes what a release before did
@@ -60,7 +62,7 @@ pub const fn least_body(of: u16) -> Option<usize> {
     Some(match of {
         kind::RELEASE => 72,
         kind::UNIT => 48,
-        kind::SCRATCH | kind::CONTEXT_TABLE | kind::DOMAIN_ID | kind::CONTAINER => 16,
+        kind::SCRATCH | kind::CONTEXT_TABLE | kind::DOMAIN_ID | kind::CONTAINER | kind::DEVICE_TLB => 16,
         kind::REGION => 32,
         kind::DOMAIN | kind::REQUESTER => 40,
         kind::DOMAIN_TABLES | kind::INTERRUPT_TABLE => 24,
@@ -364,6 +366,23 @@ wire! {
         index: u32,
         /// Reserved.
         reserved: u32,
+    }
+}
+
+wire! {
+    /// The device of a requester keeps translations of its own, and its context entry lets it: ATS is on. Exactly one for each
+    /// such requester.
+    pub struct DeviceTlb (16) {
+        /// Ordinal of the requester.
+        requester: u32,
+        /// Source id of the physical function, on the requester's segment.
+        physical_function: u16,
+        /// Invalidations that the device queues, 1 to 32.
+        queue_depth: u8,
+        /// Reserved.
+        reserved0: u8,
+        /// Reserved.
+        reserved1: u64,
     }
 }
 

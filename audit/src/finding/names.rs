@@ -158,6 +158,8 @@ pub enum RecordKind {
     PasidTables,
     /// One PASID of a requester.
     Attachment,
+    /// A device that keeps translations.
+    DeviceTlb,
     /// A unit's interrupt table.
     InterruptTable,
     /// An entry of an interrupt table.
@@ -179,6 +181,7 @@ impl fmt::Display for RecordKind {
             Self::Container => "container",
             Self::PasidTables => "PASID tables",
             Self::Attachment => "attachment",
+            Self::DeviceTlb => "device-TLB",
             Self::InterruptTable => "interrupt table",
             Self::InterruptEntry => "interrupt entry",
         })

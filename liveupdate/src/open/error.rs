@@ -51,6 +51,8 @@ pub enum OpenError {
     /// A requester in scalable mode lacks its PASID directory or the PASID of its requests without PASID, or shares a
     /// directory with another under another context entry.
     Incomplete(Requester),
+    /// The requester's entry lets its device keep translations, but no record says which device that is.
+    NoDeviceTlb(Requester),
     /// The blob has no release record.
     NoRelease,
     /// Two things of the handover share frames, or a frame lies in two of them.
@@ -100,6 +102,7 @@ impl core::fmt::Display for OpenError {
             Self::Overlap(e) => write!(f, "the handover uses {e} for two things"),
             Self::TokenTwice(t) => write!(f, "token {t} names two things of the handover"),
             Self::Incomplete(r) => write!(f, "the PASID structures of {r} are not all in the handover"),
+            Self::NoDeviceTlb(r) => write!(f, "the handover does not describe the device-TLB of {r}"),
             Self::NoRelease => write!(f, "the handover does not say who wrote it"),
             Self::Full(e) => e.fmt(f),
         }

@@ -6,6 +6,7 @@ use crate::book::{
     AliasOf, Attached, ContextRun, Domain, DomainState, Kept, KeptUnit, Region, RegionKind, Stage, TableRun,
     Token,
 };
+use crate::host::DeviceTlb;
 use crate::mode::{Context, Mode, Place};
 use crate::mutant::{self, Mutant};
 use spec::context::ContextEntry;
@@ -73,6 +74,7 @@ impl Opened<'_> {
             kind::PASID_TABLES => self.take_pasid_tables(body),
             kind::ATTACHMENT => self.take_attachment(body),
             kind::ALIAS => self.take_alias(body),
+            kind::DEVICE_TLB => self.take_device_tlb(body),
             kind::INTERRUPT_TABLE => self.take_interrupt_table(body),
             kind::INTERRUPT_ENTRY => self.check_interrupt_entry(body),
             _ => {
@@ -194,7 +196,7 @@ impl Opened<'_> {
             // Known with the attachment.
             Context::Scalable(_) => DomainId::default(),
         };
-        let kept = Kept { token, requester, entry, domain_id, unit, domain, retrieved: false };
+        let kept = Kept::new(token, requester, entry, domain_id, (unit, domain), None);
         self.check_shared(body, &kept, requester.source)?;
         let index = self.book.requesters.insert(kept)?;
         if let Context::Legacy(entry) = entry {
@@ -246,6 +248,22 @@ impl Opened<'_> {
         self.check_shared(body, &kept, source)?;
         self.book.aliases.insert(AliasOf { requester, source })?;
         self.count_context(body, kept.unit, source)
+    }
+
+    fn take_device_tlb(&mut self, body: &Body) -> Result<(), OpenError> {
+        let record: handover::DeviceTlb = body.parse()?;
+        let requester = self.book.requesters.at_ordinal(record.requester);
+        let kept = requester.and_then(|i| self.book.requesters.get_mut(i));
+        let kept = kept.ok_or(body.wrong("no such requester"))?;
+        if kept.device_tlb.is_some() || !kept.entry.allows_device_tlb() {
+            return Err(body.wrong("listed twice, or not allowed by the requester's entry"));
+        }
+        if !(1..=32).contains(&record.queue_depth) {
+            return Err(body.wrong("a queue of more than 32 invalidations, or of none"));
+        }
+        let physical_function = SourceId::from_raw(record.physical_function);
+        kept.device_tlb = Some(DeviceTlb { physical_function, queue_depth: record.queue_depth });
+        Ok(())
     }
 
     /// Requesters that share a source-id share its entry: unit, domain and all.

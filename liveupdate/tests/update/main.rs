@@ -7,6 +7,7 @@ mod all_or_nothing;
 mod bridge;
 mod common;
 mod cut_off;
+mod device_tlb;
 mod drift;
 mod finish;
 mod foreign;

@@ -61,12 +61,12 @@ fn a_requester_in_pass_through_is_refused_for_it_reaches_all_of_memory() {
 
 #[test]
 fn translation_types_that_cannot_be_preserved_are_named() {
-    for translation_type in [1, 3] {
-        let scene = Scene::new();
-        scene.machine.put_context(0, OTHER, context(9, scene.other).with_tt(u64::from(translation_type)));
-        let requester = requester(OTHER);
-        assert_eq!(refused(&scene, OTHER), PreserveError::Unsupported { requester, translation_type });
-    }
+    let scene = Scene::new();
+    let requester = requester(OTHER);
+    scene.machine.put_context(0, OTHER, context(9, scene.other).with_tt(3));
+    assert_eq!(refused(&scene, OTHER), PreserveError::Unsupported { requester, translation_type: 3 });
+    scene.machine.put_context(0, OTHER, context(9, scene.other).with_tt(1));
+    assert_eq!(refused(&scene, OTHER), PreserveError::DeviceTlb(requester));
 }
 
 #[test]

@@ -240,9 +240,14 @@ pub(crate) fn retrieve_requester<'k, 'p, P: Platform + ?Sized>(
 ) -> Result<SourceId, Trouble> {
     let mut aliases = Vec::new();
     let retrieved = incoming.retrieve_requester(token, &mut |alias| aliases.push(alias), &mut |_| {});
-    let requester = retrieved.map_err(Trouble::at("retrieve a requester"))?.requester;
+    let retrieved = retrieved.map_err(Trouble::at("retrieve a requester"))?;
+    let requester = retrieved.requester;
     let imported = kernel.iommu.import_requester(ctx, requester, &aliases, domain);
     imported.map_err(Trouble::at("import a requester"))?;
+    if let Some(tlb) = retrieved.device_tlb {
+        let imported = kernel.iommu.import_device_tlb(requester, tlb);
+        imported.map_err(Trouble::at("import a device-TLB"))?;
+    }
     kernel.platform().event(&Event::Retrieved { what: "requester".to_string(), token: plan::name(token) });
     Ok(requester.source)
 }
@@ -306,6 +311,10 @@ fn report_notes<P: Platform + ?Sized>(scene: &Scene<'_, '_, P>, outgoing: &str) 
     let unit = scene.kernel.iommu.units().first().map(|u| u.id().to_string()).unwrap_or_default();
     if notes.queue_errors > 0 {
         let words = alloc::format!("{} errors of invalidation queues during the cut-off", notes.queue_errors);
+        platform.event(&Event::QueueError { unit: unit.clone(), words });
+    }
+    for requester in notes.silent.iter().map(text::requester) {
+        let words = alloc::format!("{requester} did not answer that its device forgot: its ATS is off");
         platform.event(&Event::QueueError { unit: unit.clone(), words });
     }
     platform.event(&Event::CutOff {

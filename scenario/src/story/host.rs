@@ -3,6 +3,7 @@
 //! [`Machine`] gives the driver memory, registers and time out of a [`Platform`]; [`Kernel`] gives the core the driver's
 //! units, the books of preserved frames and the machine's topology. Both are small on purpose: they are the port.
 
+use super::ats;
 use crate::pci;
 use crate::platform::Platform;
 use alloc::vec::Vec;
@@ -84,6 +85,9 @@ impl<P: Platform + ?Sized> Hal for Machine<'_, P> {
     }
     fn free(&self, _: &mut MaySleep, run: Extent) {
         self.platform.free(run);
+    }
+    fn device_tlb_off(&self, requester: Requester) {
+        ats::off(self.platform, requester);
     }
 }
 
@@ -172,6 +176,17 @@ impl<P: Platform + ?Sized> liveupdate::host::Unit for Seam<'_, '_, P> {
         }
         self.unit.forget(atomic, what)
     }
+    fn forget_device(
+        &self,
+        atomic: &Atomic,
+        source: SourceId,
+        tlb: liveupdate::host::DeviceTlb,
+    ) -> Result<bool, liveupdate::host::TimedOut> {
+        if self.swallow_forget.get() {
+            return Ok(true);
+        }
+        self.unit.forget_device(atomic, source, tlb)
+    }
     fn disable(&self, atomic: &Atomic) -> Result<(), liveupdate::host::TimedOut> {
         self.unit.disable(atomic)
     }
@@ -259,6 +274,12 @@ impl<'k, 'p, P: Platform + ?Sized> Host for Kernel<'k, 'p, P> {
     }
     fn give_back(&self, _: &mut MaySleep, run: Extent) {
         self.platform().free(run);
+    }
+    fn device_tlb(&self, requester: Requester) -> Option<liveupdate::host::DeviceTlb> {
+        ats::state(self.platform(), requester)
+    }
+    fn device_tlb_off(&self, _: &Atomic, requester: Requester) {
+        ats::off(self.platform(), requester);
     }
     fn adoptable(&self) -> Adoptable {
         let mode = self.iommu.units().first().map(|unit| unit.config().mode);

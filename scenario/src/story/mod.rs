@@ -5,6 +5,7 @@
 //! its predecessor left. It ends with a jump, for the platform to carry out, or with a verdict.
 
 mod arrive;
+mod ats;
 mod devices;
 mod drive;
 mod fault_log;

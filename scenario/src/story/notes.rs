@@ -13,7 +13,9 @@ use spec::{Extent, PhysAddr, Requester, Segment, SourceId};
 /// First word of the notes.
 const MAGIC: u64 = u64::from_le_bytes(*b"witness1");
 /// Words of the notes.
-const WORDS: usize = 128;
+const WORDS: usize = 168;
+/// Where the lists start, behind the words that are there once.
+const LISTS: usize = 17;
 /// Most requesters that are noted of either kind.
 const MOST: usize = 48;
 
@@ -62,6 +64,8 @@ pub(crate) struct Notes {
     pub(crate) cleared: Requesters,
     /// Who stays.
     pub(crate) stays: Requesters,
+    /// Whose devices did not answer that they forgot.
+    pub(crate) silent: Requesters,
 }
 
 impl Notes {
@@ -76,12 +80,14 @@ impl Notes {
         queue_errors: 0,
         cleared: Requesters::EMPTY,
         stays: Requesters::EMPTY,
+        silent: Requesters::EMPTY,
     };
 
     /// Notes what the cut-off reports. Neither allocates nor sleeps.
     pub(crate) fn note(&mut self, event: CutOffEvent) {
         match event {
             CutOffEvent::Cleared { requester, .. } => self.cleared.push(requester),
+            CutOffEvent::DeviceSilent(requester) => self.silent.push(requester),
             CutOffEvent::Stays(requester) => self.stays.push(requester),
             CutOffEvent::Confirmed(_) | CutOffEvent::SwitchedOff(_) | CutOffEvent::InterruptsOff(_) => {
                 self.confirmed.0 += 1;
@@ -127,8 +133,9 @@ impl Notes {
             confirmed: (w[10] as u32, w[11] as u32),
             queue_errors: w[14] as u32,
             interrupts: w[15] as u32,
-            cleared: requesters(w[12], 16),
-            stays: requesters(w[13], 16 + MOST),
+            cleared: requesters(w[12], LISTS),
+            stays: requesters(w[13], LISTS + MOST),
+            silent: requesters(w[16], LISTS + 2 * MOST),
         })
     }
 
@@ -150,9 +157,11 @@ impl Notes {
             self.stays.count as u64,
             self.queue_errors.into(),
             self.interrupts.into(),
+            self.silent.count as u64,
         ];
-        w[2..16].copy_from_slice(&fixed);
-        for (list, from) in [(&self.cleared, 16), (&self.stays, 16 + MOST)] {
+        w[2..LISTS].copy_from_slice(&fixed);
+        let lists = [(&self.cleared, 0), (&self.stays, 1), (&self.silent, 2)];
+        for (list, from) in lists.map(|(list, number)| (list, LISTS + number * MOST)) {
             for (word, requester) in w[from..].iter_mut().zip(list.iter()) {
                 *word = u64::from(requester.segment.0) << 16 | u64::from(requester.source.raw());
             }
@@ -162,7 +171,7 @@ impl Notes {
     }
 }
 
-const _: () = assert!(16 + 2 * MOST <= WORDS);
+const _: () = assert!(LISTS + 3 * MOST <= WORDS);
 
 fn digest(words: &[u64; WORDS]) -> u64 {
     let mut hasher = Hasher::new(0);

@@ -327,6 +327,7 @@ fn attach<P: Platform + ?Sized>(
     let aliases = kernel.other_ids(source);
     let attached = kernel.iommu.attach(ctx, requester(source), &aliases, domain);
     attached.map_err(Trouble::at("attach a device"))?;
+    super::ats::allow(kernel, ctx, source)?;
     let unit = kernel.iommu.unit_of(requester(source)).map(Unit::id).unwrap_or_default();
     let domain_id = kernel.iommu.domain_id(domain, unit).unwrap_or_default().0;
     for id in [source].into_iter().chain(aliases) {

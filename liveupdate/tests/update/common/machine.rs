@@ -3,8 +3,8 @@
 use super::unit::{Blocked, FakeUnit};
 use liveupdate::Container;
 use liveupdate::host::{
-    Adoptable, Atomic, Forget, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory, RequesterKind,
-    TableMemory,
+    Adoptable, Atomic, DeviceTlb, Forget, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory,
+    RequesterKind, TableMemory,
 };
 use spec::{Extent, Frame, PhysAddr, Requester, SourceId, UnitId};
 use std::cell::{Cell, RefCell};
@@ -17,6 +17,8 @@ pub enum Step {
     Write { at: u64, before: u64, after: u64 },
     Forget(UnitId, Forget),
     Disable(UnitId),
+    ForgetDevice(UnitId, SourceId),
+    DeviceOff(Requester),
     ForgetInterrupts(UnitId),
     InterruptsOff(UnitId),
     Reserve(Extent),
@@ -35,6 +37,8 @@ pub struct Shared {
     pub frames: RefCell<BTreeMap<u64, Page>>,
     /// Locks held.
     pub depth: Cell<u32>,
+    /// Devices that do not answer invalidations.
+    pub silent: RefCell<BTreeSet<SourceId>>,
     steps: RefCell<Vec<Step>>,
 }
 
@@ -70,6 +74,8 @@ pub struct Machine {
     pub behind: RefCell<BTreeMap<SourceId, usize>>,
     pub functions: RefCell<BTreeSet<Requester>>,
     pub aliases: RefCell<BTreeMap<Requester, Vec<SourceId>>>,
+    /// Functions whose ATS is on.
+    pub device_tlbs: RefCell<BTreeMap<Requester, DeviceTlb>>,
     /// Runs reserved, and whether they were committed.
     pub reservations: RefCell<Vec<(Extent, bool)>>,
     pub holds: RefCell<BTreeMap<u64, u32>>,
@@ -95,6 +101,7 @@ impl Machine {
             units: Vec::new(),
             behind: RefCell::default(),
             functions: RefCell::default(),
+            device_tlbs: RefCell::default(),
             aliases: RefCell::default(),
             reservations: RefCell::default(),
             holds: RefCell::default(),
@@ -311,6 +318,13 @@ impl Host for Machine {
     fn give_back(&self, _: &mut MaySleep, run: Extent) {
         self.may_sleep("give_back");
         self.shared.step(Step::GiveBack(run));
+    }
+    fn device_tlb(&self, requester: Requester) -> Option<DeviceTlb> {
+        self.device_tlbs.borrow().get(&requester).copied()
+    }
+    fn device_tlb_off(&self, _: &Atomic, requester: Requester) {
+        self.device_tlbs.borrow_mut().remove(&requester).expect("ATS was on");
+        self.shared.step(Step::DeviceOff(requester));
     }
     fn adoptable(&self) -> Adoptable {
         self.adoptable.get()

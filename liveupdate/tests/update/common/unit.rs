@@ -2,7 +2,7 @@
 //! whichever its root table address says.
 
 use super::machine::{Shared, Step};
-use liveupdate::host::{Atomic, Forget, Forgotten, InterruptRemapping, MaySleep, TimedOut, Unit};
+use liveupdate::host::{Atomic, DeviceTlb, Forget, Forgotten, InterruptRemapping, MaySleep, TimedOut, Unit};
 use spec::context::{ContextEntry, TranslationType};
 use spec::first_stage::FirstStageEntry;
 use spec::regs::{Cap, Ecap, Gsts, Irta, RootAddr};
@@ -36,6 +36,8 @@ pub struct FakeUnit {
     pub root: Cell<RootAddr>,
     /// Invalidation never completes.
     pub hangs: Cell<bool>,
+    /// It never says whether a device answered.
+    pub devices_hang: Cell<bool>,
     /// The interrupt table; `None`: the host leaves interrupt remapping out.
     pub irta: Cell<Option<Irta>>,
     pub cached_interrupts: RefCell<BTreeMap<u32, [u64; 2]>>,
@@ -50,10 +52,11 @@ impl FakeUnit {
         Self {
             id: UnitId { segment: Segment(0), register_base: 0xfed9_0000 + 0x1000 * index },
             cap: Cell::new(Cap::ZERO.with_nd(2).with_sagaw(0b110).with_sslps(0b11).with_mgaw(47)),
-            ecap: Cell::new(Ecap::ZERO.with_qi(true).with_c(true)),
+            ecap: Cell::new(Ecap::ZERO.with_qi(true).with_c(true).with_dt(true)),
             status: Cell::new(Gsts::ZERO.with_tes(true).with_rtps(true).with_qies(true)),
             root: Cell::new(RootAddr::ZERO.with_rta(root.get() >> 12)),
             hangs: Cell::new(false),
+            devices_hang: Cell::new(false),
             irta: Cell::new(None),
             cached_interrupts: RefCell::default(),
             shared,
@@ -262,6 +265,14 @@ impl Unit for FakeUnit {
         Ok(Forgotten::observed())
     }
 
+    fn forget_device(&self, _: &Atomic, source: SourceId, tlb: DeviceTlb) -> Result<bool, TimedOut> {
+        assert_eq!(tlb.physical_function, source);
+        self.shared.step(Step::ForgetDevice(self.id, source));
+        if self.hangs.get() || self.devices_hang.get() {
+            return Err(TimedOut { unit: self.id, what: "device-TLB invalidation", waited: 100_000_000 });
+        }
+        Ok(!self.shared.silent.borrow().contains(&source))
+    }
     fn disable(&self, _: &Atomic) -> Result<(), TimedOut> {
         self.shared.step(Step::Disable(self.id));
         if self.hangs.get() {

@@ -57,13 +57,17 @@ fn pass_through_reaches_all_of_memory_with_a_pasid_or_without() {
 }
 
 #[test]
-fn a_device_tlb_page_requests_and_extended_accessed_bits_are_refused() {
+fn a_device_tlb_that_nobody_knows_page_requests_and_extended_accessed_bits_are_refused() {
     let scene = Scene::new();
     let nic = requester(NIC_SOURCE);
     let context = scene.nic_context();
-    for entry in [context.with_dte(true), context.with_pre(true)] {
+    let cases = [
+        (context.with_dte(true), PreserveError::DeviceTlb(nic)),
+        (context.with_pre(true), PreserveError::PageRequests(nic)),
+    ];
+    for (entry, error) in cases {
         scene.machine.put_scalable(0, NIC_SOURCE, entry);
-        assert_eq!(refused(&scene, NIC_SOURCE), PreserveError::DeviceTlb(nic));
+        assert_eq!(refused(&scene, NIC_SOURCE), error);
     }
     scene.machine.put_scalable(0, NIC_SOURCE, context);
     let extended = first(8, scene.shared).with_eafe(true);
