@@ -1,7 +1,8 @@
 //! The command line. Exit status: 0 when the update was clean or what was looked at is whole, 1 when something is wrong
 //! with it, 2 when it could not be run or looked at.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -27,6 +28,18 @@ enum Command {
     },
     #[command(flatten)]
     Look(inspect::cli::Command),
+    /// Write manual pages, one for each command
+    Man {
+        /// The directory that they are written to; it is made if need be
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Print what a shell needs to complete command lines
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
 }
 
 fn main() -> ExitCode {
@@ -34,6 +47,11 @@ fn main() -> ExitCode {
         Command::Update(options) => options,
         Command::Scenarios { json } => return list(json),
         Command::Look(command) => return look(&command),
+        Command::Man { out } => return man(&out),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "holdover", &mut std::io::stdout());
+            return ExitCode::SUCCESS;
+        }
     };
     match holdover::update::run(&options) {
         Ok(true) => ExitCode::SUCCESS,
@@ -58,6 +76,18 @@ fn list(json: bool) -> ExitCode {
         }
         Err(error) => {
             anstream::eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn man(out: &Path) -> ExitCode {
+    let written =
+        std::fs::create_dir_all(out).and_then(|()| clap_mangen::generate_to(Arguments::command(), out));
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            anstream::eprintln!("error: {}: {error}", out.display());
             ExitCode::from(2)
         }
     }

@@ -82,3 +82,65 @@ fn every_option_is_documented() {
         assert!(found, "--{option} is not documented");
     }
 }
+
+fn said(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_holdover")).args(arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The commands that `--help` lists.
+fn commands() -> Vec<String> {
+    let help = said(&["--help"]);
+    let list = help.split_once("Commands:\n").unwrap().1.lines().take_while(|line| !line.is_empty());
+    list.filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')))
+        .map(|line| line.split(' ').next().unwrap().to_owned())
+        .filter(|name| name != "help")
+        .collect()
+}
+
+#[test]
+fn every_command_has_a_manual_page_with_all_its_options() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("man1");
+    said(&["man", "--out", out.to_str().unwrap()]);
+    let commands = commands();
+    for name in [
+        "update",
+        "scenarios",
+        "inspect",
+        "translate",
+        "reach",
+        "verify",
+        "diff",
+        "extract",
+        "capture",
+        "dmar",
+    ] {
+        assert!(commands.iter().any(|command| command == name), "{name} in {commands:?}");
+    }
+    for name in &commands {
+        let page = std::fs::read_to_string(out.join(format!("holdover-{name}.1"))).unwrap();
+        let help = said(&[name, "--help"]);
+        for option in help.lines().filter_map(|l| l.trim_start().strip_prefix("--")?.split([' ', '=']).next())
+        {
+            // Hyphens are written so that nobody takes them for dashes.
+            let written = format!("\\-\\-{}", option.replace('-', "\\-"));
+            assert!(page.contains(&written), "--{option} in the page of {name}");
+        }
+    }
+    let first = std::fs::read_to_string(out.join("holdover.1")).unwrap();
+    assert!(commands.iter().all(|name| first.contains(&format!("holdover\\-{name}(1)"))), "{first}");
+    let failed = Command::new(env!("CARGO_BIN_EXE_holdover")).args(["man", "--out", "/dev/null/x"]).output();
+    assert_eq!(failed.unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn shells_are_told_every_command_and_its_options() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = said(&["completions", shell]);
+        for word in commands().iter().map(String::as_str).chain(["registers-at", "qmp", "address-width"]) {
+            assert!(script.contains(word), "{word} for {shell}");
+        }
+    }
+}

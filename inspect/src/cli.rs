@@ -199,6 +199,9 @@ pub struct ExtractArgs {
     /// The page file to write; it carries the registers along
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// As JSON: schema holdover.extract/1
+    #[arg(long)]
+    json: bool,
 }
 
 /// Arguments of `capture`.
@@ -219,6 +222,9 @@ pub struct CaptureArgs {
     /// Registers in the kernel's words; where they are not there, hardware is read through /dev/mem
     #[arg(long, value_name = "FILE", default_value = "/sys/kernel/debug/iommu/intel/iommu_regset")]
     regset: PathBuf,
+    /// As JSON: schema holdover.capture/1
+    #[arg(long)]
+    json: bool,
 }
 
 /// Arguments of `dmar`.
@@ -409,6 +415,11 @@ fn verify(arguments: &VerifyArgs, out: &mut dyn Write, err: &mut dyn Write) -> R
         At::Arrived => Stage::Arrived,
     };
     let Loaded { memory, model } = arguments.load.load(arguments.image.as_deref(), err)?;
+    if arguments.policy.is_some() && model.handovers.iter().any(|kho| kho.records.is_some()) {
+        // What cannot be said is not what was asked for.
+        let _ =
+            writeln!(err, "note: a handover of ours says by itself who goes on; the policy changes nothing");
+    }
     let report = verify::verify(&memory, &model, stage, &policy)?;
     written(if arguments.json {
         pretty(out, &verify::json(&report))
@@ -438,8 +449,13 @@ fn extract(arguments: &ExtractArgs, out: &mut dyn Write, err: &mut dyn Write) ->
     let mut file = io::BufWriter::new(std::fs::File::create(&arguments.output).map_err(failed)?);
     let pages = crate::extract::write(&mut file, &memory, &model).map_err(failed)?;
     file.flush().map_err(failed)?;
-    written(writeln!(out, "{pages} pages written to {}", arguments.output.display()))?;
-    Ok(Status::of(model.is_whole()))
+    let whole = model.is_whole();
+    written(if arguments.json {
+        pretty(out, &wrote("holdover.extract/1", pages, &arguments.output, model.units.len(), whole))
+    } else {
+        writeln!(out, "{pages} pages written to {}", arguments.output.display())
+    })?;
+    Ok(Status::of(whole))
 }
 
 fn capture(arguments: &CaptureArgs, out: &mut dyn Write) -> Result<Status, Failure> {
@@ -454,8 +470,19 @@ fn capture(arguments: &CaptureArgs, out: &mut dyn Write) -> Result<Status, Failu
     let captured = capture::capture(&sources, arguments.kho, &mut bytes)?;
     std::fs::write(&arguments.output, &bytes).map_err(failed)?;
     let (pages, units) = (captured.pages, captured.units.len());
-    written(writeln!(out, "{units} units, {pages} pages written to {}", arguments.output.display()))?;
-    Ok(Status::of(captured.model.is_whole()))
+    let whole = captured.model.is_whole();
+    written(if arguments.json {
+        pretty(out, &wrote("holdover.capture/1", pages, &arguments.output, units, whole))
+    } else {
+        writeln!(out, "{units} units, {pages} pages written to {}", arguments.output.display())
+    })?;
+    Ok(Status::of(whole))
+}
+
+/// What became of a page file.
+fn wrote(schema: &str, pages: usize, output: &Path, units: usize, whole: bool) -> serde_json::Value {
+    let output = output.to_string_lossy();
+    serde_json::json!({ "schema": schema, "output": output, "pages": pages, "units": units, "whole": whole })
 }
 
 fn dmar(arguments: &DmarArgs, out: &mut dyn Write) -> Result<Status, Failure> {

@@ -14,10 +14,12 @@ mod store;
 pub use open::{Form, OpenError, Options, UNPACKED_LIMIT, from_bytes, open};
 pub use pages::write as write_pages;
 pub use qmp::open_qmp;
+pub use store::Live;
 
 use audit::{Image, Missing};
 use spec::{PAGE_SIZE, PhysAddr};
-use store::Store;
+use std::cell::RefCell;
+use store::{Asked, Store};
 use zerocopy::IntoBytes;
 
 /// Adjacent bytes of memory that the file holds.
@@ -87,6 +89,13 @@ impl Memory {
         }
         // INVARIANT: sorted, cut and filtered above.
         Self { store, runs: kept, form, notes }
+    }
+
+    /// The memory of a machine that is there: `runs` of (start, bytes), read through `source` as they are needed.
+    #[must_use]
+    pub fn live(source: Box<dyn Live>, runs: &[(u64, u64)]) -> Self {
+        let runs = runs.iter().map(|&(start, bytes)| Run { start, bytes, offset: start }).collect();
+        Self::new(Store::Live(Asked(RefCell::new(source))), runs, Form::Live, Vec::new())
     }
 
     /// The memory there is, ascending.

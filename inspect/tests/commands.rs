@@ -212,8 +212,13 @@ fn an_extract_carries_the_registers_along() {
     let folder = std::env::temp_dir().join(format!("holdover-inspect-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let small = folder.join("small.pages");
-    let (status, _, _) = run(&format!("extract {LEGACY} -o {}", small.display()));
-    assert_eq!(status, Status::Good);
+    let (status, said) = json(&format!("extract {LEGACY} -o {} --json", small.display()));
+    assert_eq!((status, &said["schema"]), (Status::Good, &Value::from("holdover.extract/1")));
+    assert_eq!((&said["units"], &said["whole"]), (&Value::from(1), &Value::from(true)));
+    assert_eq!(said["output"], small.to_str().unwrap());
+    // Each page, and its address in front.
+    let bytes = std::fs::metadata(&small).unwrap().len();
+    assert_eq!(said["pages"].as_u64().unwrap() * 4104 + 16, bytes);
     let (_, whole, _) = run(&format!("inspect {LEGACY} --format debugfs"));
     let (_, again, _) = run(&format!("inspect {} --format debugfs", small.display()));
     std::fs::remove_dir_all(&folder).unwrap();
@@ -230,4 +235,35 @@ fn a_verdict_is_a_status() {
     let (status, out, _) = run(&format!("verify {LEGACY}"));
     assert_eq!(status, Status::Bad);
     assert!(out.contains("I2   FAILS") && out.contains("00:02.0 could still write 1032 KiB"), "{out}");
+}
+
+#[test]
+fn a_policy_from_a_file_changes_the_verdict_and_a_slip_in_it_is_an_error() {
+    let folder = std::env::temp_dir().join(format!("holdover-policy-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("policy.json");
+    let with = |text: &str, image: &str| {
+        std::fs::write(&path, text).unwrap();
+        run(&format!("verify {image} --json --policy {}", path.display()))
+    };
+    let violations = |out: &str, number: &str| {
+        let value: Value = serde_json::from_str(out).unwrap();
+        let lines = value["invariants"].as_array().unwrap().clone();
+        lines.iter().find(|line| line["invariant"] == number).unwrap()["violations"].as_u64().unwrap()
+    };
+    let (_, nothing, _) = with("{}", LEGACY);
+    assert_eq!(violations(&nothing, "I2"), 7);
+    let (status, some, _) = with(r#"{ "preserved_requesters": ["00:02.0", "00:03.0"] }"#, LEGACY);
+    assert_eq!((status, violations(&some, "I2")), (Status::Bad, 5), "its tables are lost all the same");
+    let (_, all, _) = with(r#"{ "targets": [{ "start": "0", "bytes": "0x8000000" }] }"#, LEGACY);
+    assert_eq!((violations(&nothing, "I3") > 0, violations(&all, "I3")), (true, 0));
+    for slip in ["{ \"preserved\": [] }", "{ \"scratch\": [{ \"start\": \"0\" }] }", "[]", "{"] {
+        let (status, out, err) = with(slip, LEGACY);
+        assert_eq!((status, out.as_str()), (Status::Failed, ""), "{slip}");
+        assert!(err.contains("policy.json"), "{err}");
+    }
+    let (status, _, err) = with("{}", "{data}/ours/reach.pages.zst");
+    assert_eq!(status, Status::Good);
+    assert!(err.contains("the policy changes nothing"), "{err}");
+    std::fs::remove_dir_all(&folder).unwrap();
 }

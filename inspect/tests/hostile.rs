@@ -166,6 +166,24 @@ fn a_table_that_names_itself_is_reported_and_not_followed() {
 }
 
 #[test]
+fn leaves_at_the_end_of_the_address_space_are_not_merged_with_what_looks_adjacent() {
+    let mut pages = legacy(3);
+    pages.set(CONTEXT + 8, 5 << 8 | 1);
+    pages.set(TOP, 0x4003);
+    pages.set(0x4000, 0x5003);
+    // Ignored bits above the address: adding a page to the last target would run into them.
+    for (slot, word) in
+        [0x000f_ffff_ffff_e003, 0x000f_ffff_ffff_f003, 0x0010_0000_0000_0003_u64].iter().enumerate()
+    {
+        pages.set(0x5000 + 8 * slot as u64, *word);
+    }
+    let model = exercise(&pages.memory(), &window(ROOT)).unwrap();
+    let targets: Vec<(u64, u64)> =
+        model.spaces[0].ranges.iter().map(|range| (range.target.get(), range.bytes)).collect();
+    assert_eq!(targets, [(0x000f_ffff_ffff_e000, 0x2000), (0, 0x1000)]);
+}
+
+#[test]
 fn tables_that_multiply_come_to_an_end() {
     let mut pages = legacy(5);
     // Each level names the next one 512 times: 2^45 leaves in five pages.

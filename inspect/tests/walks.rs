@@ -276,3 +276,35 @@ fn every_line_about_the_handover_is_found_again() {
         assert_eq!(kho_text(kho), text(&folder, "khowalk.txt"));
     }
 }
+
+#[test]
+fn merged_leaves_are_the_same_leaves() {
+    let (mut all, mut merged) = (0, 0);
+    for image in WITH_UNIT {
+        let (memory, model) = model_of(&common::folder(image), "reach.pages.zst");
+        for space in &model.spaces {
+            let hardware = Some(Hardware::default());
+            let mut single = Vec::new();
+            let _ = tables::walk(&memory, space.top, hardware, &mut Budget::default(), &mut |visit| {
+                if let Visit::Leaf(leaf) = visit {
+                    single.push((leaf.iova, leaf.target.get(), leaf.level, leaf.access));
+                }
+                ControlFlow::Continue(())
+            });
+            let mut spread = Vec::new();
+            let _ = tables::walk_merged(&memory, space.top, hardware, &mut Budget::default(), &mut |visit| {
+                if let Visit::Leaf(leaf) = visit {
+                    merged += 1;
+                    let each = leaf.bytes() / leaf.count;
+                    spread.extend((0..leaf.count).map(|index| {
+                        (leaf.iova + index * each, leaf.target.get() + index * each, leaf.level, leaf.access)
+                    }));
+                }
+                ControlFlow::Continue(())
+            });
+            assert_eq!(single, spread, "{image}");
+            all += single.len();
+        }
+    }
+    assert!(merged < all, "{merged} of {all}");
+}

@@ -158,6 +158,13 @@ impl Memory {
         let mut done = 0;
         while done < out.len() {
             let address = at + done as u64;
+            if address.is_multiple_of(PAGE)
+                && let Some(page) = out[done..].first_chunk_mut::<{ PAGE as usize }>()
+            {
+                self.read_page(address, page);
+                done += page.len();
+                continue;
+            }
             let bytes = self.load(address)?.to_le_bytes();
             let skip = (address % 8) as usize;
             let n = (8 - skip).min(out.len() - done);
@@ -165,6 +172,20 @@ impl Memory {
             done += n;
         }
         Ok(())
+    }
+
+    /// A whole page of memory that is there.
+    fn read_page(&self, at: u64, out: &mut [u8; PAGE as usize]) {
+        let words = match &self.chunks[chunk_of(at)] {
+            Chunk::Uniform(pattern) => Err(*pattern),
+            Chunk::Split(slots) => match &slots[slot_of(at)] {
+                Slot::Uniform(pattern) => Err(*pattern),
+                Slot::Page(words) => Ok(words),
+            },
+        };
+        for (index, bytes) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            *bytes = words.map_or_else(|pattern| pattern, |words| words[index]).to_le_bytes();
+        }
     }
 
     /// A processor's copy of `bytes` to memory from `at` on.

@@ -1,11 +1,12 @@
-//! What people type: `cargo xtask demo`, `test`, `check`, `fuzz`, `qemu` and
-//! `guest`.
+//! What people type: `cargo xtask demo`, `test`, `check`, `fuzz`, `bench`, `qemu`
+//! and `guest`.
 //!
 //! Every command is a module of the same name; this file only reads the command line and turns an error into
 //! an exit status. Results go to stdout, progress and errors to stderr. Nothing is written outside the
 //! checkout's `target/` and cargo's own target directories.
 
 mod apt;
+mod bench;
 mod check;
 mod demo;
 mod fuzz;
@@ -51,6 +52,12 @@ enum Command {
         #[arg(long = "version", value_name = "VERSION")]
         release: Option<qemu::Release>,
     },
+    /// Measure what takes minutes
+    Bench {
+        /// What
+        #[arg(value_enum)]
+        what: bench::Bench,
+    },
     /// Fetch the Linux that tests boot into target/guest; prints its path
     Guest,
 }
@@ -63,6 +70,7 @@ fn main() -> ExitCode {
         Command::Check => check::run(),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Qemu { release } => qemu::run(release),
+        Command::Bench { what } => bench::run(what),
         Command::Guest => guest::run(),
     };
     outcome.unwrap_or_else(|error| {

@@ -5,7 +5,7 @@
 //! stopped while somebody looks, unless it stood still already, and goes on afterwards.
 
 use super::open::OpenError;
-use super::store::{Live, Store};
+use super::store::{Asked, Live, Store};
 use super::{Form, Memory, Run};
 use crate::registers::{self, Registers};
 use serde_json::{Value, json};
@@ -159,7 +159,7 @@ pub fn open_qmp(socket: &Path, bases: &[u64]) -> Result<(Memory, Vec<Registers>)
             unit
         }));
     }
-    let store = Store::Live(std::cell::RefCell::new(Box::new(monitor)));
+    let store = Store::Live(Asked(std::cell::RefCell::new(Box::new(monitor))));
     Ok((Memory::new(store, runs, Form::Live, Vec::new()), units))
 }
 

@@ -18,11 +18,21 @@ pub(crate) enum Store {
     /// In a file.
     File(FileStore),
     /// With somebody who is asked.
-    Live(RefCell<Box<dyn Live>>),
+    Live(Asked),
+}
+
+/// Somebody who is asked for bytes.
+pub(crate) struct Asked(pub(crate) RefCell<Box<dyn Live>>);
+
+// What lives there has no duty to describe itself.
+impl std::fmt::Debug for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Asked")
+    }
 }
 
 /// Memory that is fetched as it is read. Offsets are physical addresses.
-pub(crate) trait Live: std::fmt::Debug {
+pub trait Live {
     /// Fills `out` from `offset` on; `false` when the bytes are not there.
     fn read_at(&mut self, offset: u64, out: &mut [u8]) -> bool;
 }
@@ -62,7 +72,7 @@ impl Store {
                 })
             }
             Self::File(file) => file.read_at(offset, out),
-            Self::Live(live) => live.borrow_mut().read_at(offset, out),
+            Self::Live(live) => live.0.borrow_mut().read_at(offset, out),
         }
     }
 }

@@ -93,7 +93,7 @@ pub(crate) fn sum_up(
         troubles_left_off: 0,
     };
     // A walk that never breaks has nothing to tell by its end.
-    let _ = tables::walk(image, top, Some(hardware), budget, &mut |visit| {
+    let _ = tables::walk_merged(image, top, Some(hardware), budget, &mut |visit| {
         space.take(image, &visit, limits);
         ControlFlow::Continue(())
     });
@@ -110,7 +110,7 @@ impl Space {
                 }
             }
             Visit::Leaf(ref leaf) => {
-                self.leaves[usize::from(leaf.level)] += 1;
+                self.leaves[usize::from(leaf.level)] += leaf.count;
                 self.mapped = self.mapped.saturating_add(leaf.bytes());
                 let range = Range {
                     iova: leaf.iova,
@@ -177,66 +177,5 @@ impl Space {
         let nested = if self.top.through.is_some() { ", nested" } else { "" };
         debug_assert!(self.top.through.is_none() || self.top.stage == Stage::First);
         format!("{}, {} levels{nested}", self.top.stage.words(), self.top.levels)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Limits;
-    use audit::Missing;
-    use spec::PAGE_SIZE;
-    use std::time::Instant;
-
-    /// 1 TiB of I/O addresses in 4 KiB leaves: 2 GiB of tables, each word made as it is read.
-    struct Large;
-
-    const BASE: u64 = 1 << 40;
-    /// Tables at each level.
-    const TABLES: [u64; 4] = [1 << 19, 1 << 10, 2, 1];
-
-    /// Where the tables of a level start.
-    fn start(level: usize) -> u64 {
-        BASE + TABLES[..level].iter().sum::<u64>() * PAGE_SIZE
-    }
-
-    impl Image for Large {
-        fn read(&self, at: PhysAddr, out: &mut [u64]) -> Result<(), Missing> {
-            let level = (0..4).rev().find(|level| at.get() >= start(*level)).ok_or(Missing { at })?;
-            let first = (at.get() - start(level)) / 8;
-            for (word, value) in out.iter_mut().zip(first..) {
-                *word = match level {
-                    // Every other leaf lies where its neighbour would: nothing can be merged.
-                    0 => ((value ^ 1) << 12) | 3,
-                    _ if value < TABLES[level - 1] => (start(level - 1) + value * PAGE_SIZE) | 3,
-                    _ => 0,
-                };
-            }
-            Ok(())
-        }
-    }
-
-    /// Takes seconds; `cargo test --release -p holdover-inspect -- --ignored --nocapture` prints the times.
-    #[test]
-    #[ignore = "reads 2 GiB of tables"]
-    fn a_domain_of_1_tib_in_4_kib_leaves_is_summed_up_in_bounded_memory() {
-        let summing = Instant::now();
-        let (mut words, mut sum) = ([0; 512], 0_u64);
-        for table in 0..TABLES.iter().sum::<u64>() {
-            Large.read(PhysAddr::new(BASE + table * PAGE_SIZE), &mut words).unwrap();
-            sum = words.iter().fold(sum, |sum, word| sum.wrapping_add(*word));
-        }
-        let summing = summing.elapsed();
-        let top = Top { stage: Stage::Second, table: PhysAddr::new(start(3)), levels: 4, through: None };
-        let walking = Instant::now();
-        let mut budget = Budget::default();
-        let space = sum_up(&Large, top, 1, Hardware::default(), &mut budget, Limits::default());
-        let walking = walking.elapsed();
-        println!("summing the bytes: {summing:?} (sum {sum:#x}), walking them: {walking:?}");
-        assert_eq!((space.leaf_count(), space.mapped), (1 << 28, 1 << 40));
-        assert_eq!(space.table_count(), TABLES.iter().sum::<u64>());
-        assert!(space.troubles.is_empty());
-        let kept = Limits::default().ranges as u64;
-        assert_eq!((space.ranges.len() as u64, space.ranges_left_off), (kept, (1 << 28) - kept));
     }
 }

@@ -109,6 +109,13 @@ impl Judge<'_> {
         }
     }
 
+    /// One frame that hardware reads as a table, and that is preserved.
+    fn kept_table(&mut self, at: PhysAddr) {
+        if self.tables.insert(at.frame().number()) {
+            self.checked(Invariant::I1, 1);
+        }
+    }
+
     /// One frame that hardware reads as a table.
     fn table(&mut self, at: PhysAddr, what: &str, path: &[String]) {
         if !self.tables.insert(at.frame().number()) {
@@ -165,6 +172,14 @@ impl Judge<'_> {
             let user = self.model.users[number].first();
             let top: Vec<String> =
                 user.map(|(_, source, _)| format!("context entry of {source}")).into_iter().collect();
+            if space.frames.iter().all(|(at, _)| self.is_preserved(*at)) {
+                // Nothing is lost, so no way to it needs to be found again.
+                for (at, _) in &space.frames {
+                    self.kept_table(*at);
+                }
+                self.broken(number, &top);
+                continue;
+            }
             let mut judged = Vec::new();
             let hardware = Some(self.model.hardware);
             let _ = tables::walk(self.memory, space.top, hardware, &mut Budget::default(), &mut |visit| {
@@ -182,13 +197,18 @@ impl Judge<'_> {
                 let path: Vec<String> = top.iter().cloned().chain(entries).collect();
                 self.table(at, &format!("page table of level {level}, domain {number}"), &path);
             }
-            for trouble in &space.troubles {
-                let what = format!(
-                    "domain {number}, level {}, for {:#x}: {}",
-                    trouble.level, trouble.iova, trouble.fault
-                );
-                self.found(Invariant::I1, trouble.at, what, top.clone());
-            }
+            self.broken(number, &top);
+        }
+    }
+
+    /// I1, what is wrong within a page table.
+    fn broken(&mut self, number: usize, top: &[String]) {
+        for trouble in &self.model.spaces[number].troubles {
+            let what = format!(
+                "domain {number}, level {}, for {:#x}: {}",
+                trouble.level, trouble.iova, trouble.fault
+            );
+            self.found(Invariant::I1, trouble.at, what, top.to_vec());
         }
     }
 

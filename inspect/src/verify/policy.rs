@@ -59,8 +59,11 @@ impl Policy {
     /// # Errors
     /// In words: where it is no JSON, which field is unknown, which address is none.
     pub fn parse(text: &[u8]) -> Result<Self, PolicyError> {
-        let written: Written =
+        // An object: a list would be taken for the fields in their order, and an empty one for no field at all.
+        let object: serde_json::Map<_, _> =
             serde_json::from_slice(text).map_err(|error| PolicyError(error.to_string()))?;
+        let written: Written = serde_json::from_value(serde_json::Value::Object(object))
+            .map_err(|error| PolicyError(error.to_string()))?;
         let preserved: Result<_, _> =
             written.preserved_requesters.iter().map(|text| parse_source(text)).collect();
         Ok(Self {
@@ -95,9 +98,12 @@ mod tests {
         let policy = Policy::parse(text).unwrap();
         assert_eq!(policy.preserved, [SourceId::new(0, 2, 0)]);
         assert_eq!(policy.targets, [(0xfeb0_0000, 0xfeb0_0fff)]);
-        for bad in
-            [&b"{"[..], br#"{ "scratches": [] }"#, br#"{ "scratch": [{ "start": "0", "bytes": "0" }] }"#]
-        {
+        for bad in [
+            &b"{"[..],
+            b"[]",
+            br#"{ "scratches": [] }"#,
+            br#"{ "scratch": [{ "start": "0", "bytes": "0" }] }"#,
+        ] {
             assert!(Policy::parse(bad).is_err());
         }
     }
