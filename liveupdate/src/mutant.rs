@@ -2,7 +2,7 @@
 //!
 //! Each [`Mutant`] is one of the design's lessons turned round. In a build with the feature `mutants`, for tests alone, the
 //! variable `HOLDOVER_MUTANT` switches one on by its name, and the test that bears the lesson's number must fail:
-//! `cargo xtask mutants` sees to that. In any other build [`on`] is `false` while compiling, and nothing of it is left.
+//! `cargo xtask mutants` sees to that. In any other build `on` is `false` while compiling, and nothing of it is left.
 
 use crate::book::{Book, Region};
 use crate::host::{Atomic, Host, MaySleep, NoMemory, Unit};
