@@ -195,6 +195,40 @@ fn a_run_leaves_its_report_recording_logs_and_images() {
     }
     assert!(long("memory-1.elf") > 512 << 20);
     assert_eq!(long("registers-1-fed90000.bin"), 0x230);
+    judged_as_the_kernel_judged(&keep);
+}
+
+/// The kept image, looked at: every invariant holds at the seal, and the cut-off has not happened yet.
+fn judged_as_the_kernel_judged(keep: &Path) {
+    let [memory, registers] =
+        ["memory-1.elf", "registers-1-fed90000.bin"].map(|name| keep.join(name).display().to_string());
+    let look = |words: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_holdover"));
+        let output =
+            command.args(words).args([&memory, "--registers", &registers, "--json"]).output().unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), value)
+    };
+    let (status, sealed) = look(&["verify"]);
+    assert_eq!((status, &sealed["holds"]), (Some(0), &serde_json::Value::from(true)), "{sealed:#}");
+    let items = |number: &str| {
+        let lines = sealed["invariants"].as_array().unwrap();
+        lines.iter().find(|line| line["invariant"] == number).unwrap()["items"].as_u64().unwrap()
+    };
+    assert!(["I1", "I2", "I3", "I4", "I5", "I9"].iter().all(|number| items(number) > 0), "{sealed:#}");
+    let (status, arrived) = look(&["verify", "--stage", "arrived"]);
+    assert_eq!((status, &arrived["holds"]), (Some(1), &serde_json::Value::from(false)));
+    let (status, shown) = look(&["inspect"]);
+    assert_eq!((status, &shown["whole"]), (Some(0), &serde_json::Value::from(true)), "{}", shown["units"]);
+    assert_eq!(shown["handovers"][0]["records"]["sound"], true);
+}
+
+#[test]
+fn an_image_kept_in_scalable_mode_is_judged_as_the_kernel_judged() {
+    let directory = tempfile::tempdir().unwrap();
+    let keep = directory.path().join("kept");
+    run(&["--mode", "second-stage", "--keep", keep.to_str().unwrap()]).assert_clean();
+    judged_as_the_kernel_judged(&keep);
 }
 
 #[test]
