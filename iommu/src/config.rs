@@ -114,6 +114,8 @@ pub enum Capability {
     Pasid,
     /// Device-TLBs, ECAP.DT.
     DeviceTlb,
+    /// Page requests: ECAP.PRS in scalable mode, a queue for them, and a device-TLB.
+    PageRequests,
     /// An invalidation queue, ECAP.QI, that the host lets the driver use.
     Queue,
 }
@@ -128,6 +130,7 @@ impl fmt::Display for Capability {
             Self::PassThrough => "pass-through (ECAP.PT)",
             Self::Pasid => "requests with PASID (ECAP.PASID)",
             Self::DeviceTlb => "device-TLBs (ECAP.DT)",
+            Self::PageRequests => "page requests (ECAP.PRS in scalable mode, a queue, a device-TLB)",
             Self::Queue => {
                 "an invalidation queue (ECAP.QI, and not registers_only), which scalable mode and device-TLBs need"
             }

@@ -177,7 +177,8 @@ impl<H: Hal> Iommu<'_, H> {
         if asked == Ok(true) {
             return Ok(true);
         }
-        self.hal().device_tlb_off(user.requester);
+        // On or off, the device is blocked by its entry from below on.
+        let _ = self.hal().device_tlb_off(user.requester);
         let mut books = self.books.borrow_mut();
         books.device_tlbs.remove(&user.requester);
         books.silent.push(user.requester);

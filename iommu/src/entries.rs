@@ -24,6 +24,8 @@ const ENTRY: u64 = 16;
 const PRESENT: u64 = 1;
 /// Device-TLB allowed, in the first word of context entries: TT of legacy mode, for the second stage, and DTE.
 const DEVICE_TLB: u64 = 1 << 2;
+/// PRE, in the first word of context entries of scalable mode.
+const PAGE_REQUESTS: u64 = 1 << 4;
 
 /// A context entry of either mode; in legacy mode the last two words are zero and not in memory.
 pub(crate) type Context = [u64; 4];
@@ -235,10 +237,22 @@ impl<H: Hal> VtdUnit<'_, H> {
     /// # Errors
     /// [`NoMemory`] when a table lies where there is none.
     pub(crate) fn set_device_tlb_bit(&self, source: SourceId, on: bool) -> Result<(), NoMemory> {
+        self.set_bit(source, DEVICE_TLB, on)
+    }
+
+    /// Sets or clears the bit of an entry of scalable mode that lets its device ask for pages.
+    ///
+    /// # Errors
+    /// [`NoMemory`] when a table lies where there is none.
+    pub(crate) fn set_page_request_bit(&self, source: SourceId, on: bool) -> Result<(), NoMemory> {
+        self.set_bit(source, PAGE_REQUESTS, on)
+    }
+
+    fn set_bit(&self, source: SourceId, bit: u64, on: bool) -> Result<(), NoMemory> {
         let slots = self.used_slots(&[source])?;
         slots.iter().filter(|slot| slot.before[0] & PRESENT != 0).try_for_each(|slot| {
-            let cleared = slot.before[0] & !DEVICE_TLB;
-            self.hal().write(slot.at, if on { cleared | DEVICE_TLB } else { cleared })
+            let cleared = slot.before[0] & !bit;
+            self.hal().write(slot.at, if on { cleared | bit } else { cleared })
         })
     }
 

@@ -7,7 +7,7 @@
 //! walker over page-table formats, [`arena`] the frames that tables are made of, [`domain`] an address space. [`driver`]
 //! puts all units and domains of a machine together, [`requesters`] attaches to them, by the units' [`scope`]s and with
 //! [`ids`] unique per unit; [`attachments`] and [`import`] do that for PASIDs, [`device_tlb`] is about translations that
-//! devices keep. [`interrupts`] has a unit's interrupt remapping table. [`config`] has the modes, and what capabilities leave
+//! devices keep, [`page_requests`] about pages that they ask for. [`interrupts`] has a unit's interrupt remapping table. [`config`] has the modes, and what capabilities leave
 //! of them.
 //!
 //! The driver reaches the machine through [`Hal`] alone, and implements the host traits of `liveupdate`.
@@ -33,6 +33,7 @@ pub mod forget;
 pub mod ids;
 pub mod import;
 pub mod interrupts;
+pub mod page_requests;
 pub mod pasid;
 mod places;
 pub mod queue;
@@ -92,8 +93,11 @@ pub trait Hal: TableMemory {
     /// unit with ECAP.C = 0: every line is flushed); what a walk finds instead, it takes for entries.
     fn allocate(&self, ctx: &mut MaySleep, count: u64, align: u64) -> Option<Extent>;
     /// Switches ATS of a function off: its device did not answer an invalidation, and its entry is cleared. Called with the
-    /// right to sleep, also for a requester that was detached before. Nothing is done where the host has none of this.
-    fn device_tlb_off(&self, _requester: Requester) {}
+    /// right to sleep, also for a requester that was detached before. Says whether it is off now: a host that does not reach
+    /// the function's configuration says no, and the cleared entry alone blocks the device.
+    fn device_tlb_off(&self, _requester: Requester) -> bool {
+        false
+    }
     /// Gives frames of [`Self::allocate`] back, or frames that came with an adopted domain.
     fn free(&self, ctx: &mut MaySleep, run: Extent);
 }

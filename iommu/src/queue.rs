@@ -166,6 +166,19 @@ impl Queue {
         Err(TimedOut { unit: registers.id, what, waited: 0 })
     }
 
+    /// Waits until every page request that was on its way is in its queue (VT-d 7.8): what a wait descriptor with PD proves.
+    /// Without ECAP.PDS, that everything before it is done is all there is to see.
+    ///
+    /// # Errors
+    /// [`TimedOut`].
+    pub fn drain_page_requests<H: Hal>(&self, registers: &Registers<'_, H>) -> Result<(), TimedOut> {
+        if !registers.ecap().pds() {
+            return self.submit(registers, "a wait after page requests", &[]);
+        }
+        let drain = Wait::ZERO.with_kind(kind::WAIT).with_pd(true).raw();
+        self.submit(registers, "the drain of page requests", &[drain])
+    }
+
     /// Hands a batch in, waits for its end, and mends what stops the queue on the way.
     fn hand_in<H: Hal>(
         &self,

@@ -30,6 +30,8 @@ pub struct VtdUnit<'h, H> {
     pub(crate) config: Config,
     origin: Origin,
     lock: Cell<bool>,
+    /// Where page requests are queued, when they are.
+    pub(crate) pages: Cell<Option<PhysAddr>>,
     /// Frames of the context tables (and root table) that this driver made.
     pub(crate) tables: RefCell<Arena>,
     /// The interrupt table, while the driver knows of one.
@@ -82,6 +84,7 @@ impl<'h, H: Hal> VtdUnit<'h, H> {
             config,
             origin: Origin::SetUp,
             lock: Cell::new(false),
+            pages: Cell::new(None),
             tables: RefCell::new(tables),
             interrupt_books: RefCell::new(None),
         };
@@ -125,6 +128,7 @@ impl<'h, H: Hal> VtdUnit<'h, H> {
             config,
             origin: Origin::TakenOver,
             lock: Cell::new(false),
+            pages: Cell::new(None),
             tables: RefCell::new(Arena::new(UNIT_CHUNK)),
             interrupt_books: RefCell::new(interrupts),
         })

@@ -53,8 +53,8 @@ impl<'a, H: Host> Devices<'a, H> {
                 Err(_) => self.lost = true,
             }
         }
-        self.host.device_tlb_off(atomic, requester);
-        report(CutOffEvent::DeviceSilent(requester));
+        let off = self.host.device_tlb_off(atomic, requester);
+        report(CutOffEvent::DeviceSilent { requester, off });
     }
 }
 

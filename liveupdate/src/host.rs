@@ -273,8 +273,11 @@ pub trait Host: TableMemory + FrameKeeper {
     fn device_tlb(&self, _requester: Requester) -> Option<DeviceTlb> {
         None
     }
-    /// Switches ATS of a function off: its device did not answer, and its entry is cleared.
-    fn device_tlb_off(&self, _atomic: &Atomic, _requester: Requester) {}
+    /// Switches ATS of a function off: its device did not answer, and its entry is cleared. Says whether it is off now: a host
+    /// that does not reach the function says no, and the cleared entry alone blocks the device.
+    fn device_tlb_off(&self, _atomic: &Atomic, _requester: Requester) -> bool {
+        false
+    }
     /// What this kernel can take over.
     fn adoptable(&self) -> Adoptable;
     /// Monotonic time in nanoseconds.

@@ -36,9 +36,13 @@ pub enum CutOffEvent {
     },
     /// A preserved entry stays.
     Stays(Requester),
-    /// A cleared requester's device did not answer that it forgot the translations it keeps. Its entry blocks them, and its
-    /// ATS is off.
-    DeviceSilent(Requester),
+    /// A cleared requester's device did not answer that it forgot the translations it keeps. Its entry blocks them.
+    DeviceSilent {
+        /// Who.
+        requester: Requester,
+        /// Its ATS is off now.
+        off: bool,
+    },
     /// Hardware has forgotten everything on this unit that was cleared.
     Confirmed(UnitId),
     /// Hardware did not confirm in time: it may still use what it cached, until the next kernel makes it forget.

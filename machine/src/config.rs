@@ -249,6 +249,12 @@ impl UnitConfig {
         self.with_ecap(|e| e.with_dt(true))
     }
 
+    /// The unit with page requests, as far as it has device-TLBs and scalable mode.
+    #[must_use]
+    pub fn with_page_requests(self) -> Self {
+        self.with_ecap(|e| e.with_prs(true).with_pds(true))
+    }
+
     /// The unit, translating for these alone.
     #[must_use]
     pub fn for_sources(mut self, sources: &[SourceId]) -> Self {

@@ -9,7 +9,8 @@ use crate::fabric::Fabric;
 use crate::memory::PAGE;
 use crate::vtd::Unit;
 use spec::SourceId;
-use std::collections::BTreeMap;
+use spec::invalidation::response;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A function's device-TLB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,11 +52,37 @@ pub(crate) struct DeviceTlb {
     /// By page number. The devices here issue no requests with PASID.
     kept: BTreeMap<u64, Kept>,
     asked: u64,
+    pages: PageAnswers,
+    /// Groups of page requests that are not answered.
+    open: BTreeSet<u16>,
+    next_group: u16,
+}
+
+/// How a device's page requests fared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PageAnswers {
+    /// Groups asked for.
+    pub asked: u64,
+    /// Groups answered with success.
+    pub succeeded: u64,
+    /// Groups answered otherwise.
+    pub failed: u64,
+    /// Answers to groups that were not open: given twice, or to nobody.
+    pub unexpected: u64,
+    /// Groups not answered.
+    pub open: u64,
 }
 
 impl DeviceTlb {
     pub(crate) fn new(ats: Ats) -> Self {
-        Self { ats, kept: BTreeMap::new(), asked: 0 }
+        Self {
+            ats,
+            kept: BTreeMap::new(),
+            asked: 0,
+            pages: PageAnswers::default(),
+            open: BTreeSet::new(),
+            next_group: 0,
+        }
     }
 
     /// An invalidation arrives; says whether the device answers it.
@@ -89,6 +116,33 @@ impl Fabric {
     /// An invalidation arrives at a device; says whether it answers.
     pub(crate) fn invalidate_device(&mut self, what: DevicePages) -> bool {
         self.device_tlb(what.source).is_some_and(|tlb| tlb.invalidate(what))
+    }
+
+    /// The device of `source` asks for a page: the number of its group.
+    pub(crate) fn new_page_group(&mut self, source: SourceId) -> Option<u16> {
+        let tlb = self.device_tlb(source)?;
+        let group = tlb.next_group;
+        // Field PRGI has 9 bits.
+        tlb.next_group = (group + 1) % 512;
+        tlb.pages.asked += 1;
+        tlb.open.insert(group);
+        Some(group)
+    }
+
+    /// An answer arrives at the device of `source`.
+    pub(crate) fn answer_page(&mut self, source: SourceId, group: u16, code: u64) {
+        let Some(tlb) = self.device_tlb(source) else { return };
+        match (tlb.open.remove(&group), code) {
+            (false, _) => tlb.pages.unexpected += 1,
+            (true, response::SUCCESS) => tlb.pages.succeeded += 1,
+            (true, _) => tlb.pages.failed += 1,
+        }
+    }
+
+    /// How the page requests of `source` fared.
+    pub(crate) fn page_answers(&self, source: SourceId) -> PageAnswers {
+        let found = self.device_tlbs.iter().find(|tlb| tlb.ats.function == source);
+        found.map_or(PageAnswers::default(), |tlb| PageAnswers { open: tlb.open.len() as u64, ..tlb.pages })
     }
 
     /// Page numbers that the device of `source` keeps translations of.

@@ -30,7 +30,7 @@ pub mod trace;
 pub mod vtd;
 
 pub use config::{Caching, Capture, MachineConfig, Protected, Quirks, Scope, UnitConfig};
-pub use device_tlb::{Ats, DevicePages};
+pub use device_tlb::{Ats, DevicePages, PageAnswers};
 pub use faults::{Faults, QueueFault, QueueFaultKind, Strike};
 pub use machine::{Machine, Serial, SerialLine};
 pub use platform::{Boot, Kernel};

@@ -6,7 +6,7 @@
 use crate::acpi;
 use crate::apic::LocalApic;
 use crate::config::{MachineConfig, Scope};
-use crate::device_tlb::DeviceTlb;
+use crate::device_tlb::{DeviceTlb, PageAnswers};
 use crate::devices::{Chatter, Device, Edu, Hda};
 use crate::dice::Dice;
 use crate::dma::Port;
@@ -198,6 +198,27 @@ impl Machine {
                 Outcome::NoMemory | Outcome::Refused => None,
             }
         })
+    }
+
+    /// Has the device of `source` ask for the page of `iova` (PRI), in a group of its own. Says whether it does: only with page
+    /// requests on.
+    pub fn ask_page(&self, source: SourceId, iova: u64) -> bool {
+        self.with(|state| {
+            let on = state.pci.function(source).is_some_and(pci::Function::has_pri_on);
+            let Some(group) = on.then(|| state.fabric.new_page_group(source)).flatten() else { return false };
+            let State { fabric, units, .. } = state;
+            if let Some(unit) = units.iter_mut().find(|unit| unit.covers(listed_as(source))) {
+                unit.ask_page(source, group, iova / 4096, fabric);
+            }
+            state.look_ahead();
+            true
+        })
+    }
+
+    /// How the page requests of `source` fared.
+    #[must_use]
+    pub fn page_answers(&self, source: SourceId) -> PageAnswers {
+        self.with(|state| state.fabric.page_answers(source))
     }
 
     /// Page numbers that the device of `source` keeps translations of (ATS).

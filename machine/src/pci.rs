@@ -23,6 +23,9 @@ const BAR0: usize = 4;
 const BUSES: usize = 6;
 /// The ATS capability, where a function has it.
 const ATS: usize = 0x100 / 4;
+/// The page request capability, in the same functions.
+const PRI: usize = 0x110 / 4;
+const PRI_STOPPED: u32 = 1 << 24;
 const COMMAND_WRITABLE: u32 = 0x0547;
 const MEMORY: u32 = 1 << 1;
 const MASTER: u32 = 1 << 2;
@@ -80,8 +83,17 @@ impl Function {
             self.config[13] = 0x60;
         }
         self.config[24] = ENDPOINT;
-        self.config[ATS] = 0x0001_000f;
+        self.config[ATS] = 0x1101_000f;
+        self.config[PRI] = 0x0001_0013;
+        self.config[PRI + 1] = PRI_STOPPED;
+        self.config[PRI + 2] = 64;
         self.config[ATS + 1] = u32::from(queue_depth % 32) | ALIGNED;
+    }
+
+    /// Asks for pages.
+    #[must_use]
+    pub fn has_pri_on(&self) -> bool {
+        self.config.len() > PRI && self.config[PRI] as u16 == 0x13 && self.config[PRI + 1] & 1 == 1
     }
 
     /// Keeps translations of its own.
@@ -134,6 +146,11 @@ impl Function {
                 self.config[MSI] = self.config[MSI] & !MSI_ENABLE | value & MSI_ENABLE;
             }
             17..=19 if self.has_msi() => self.config[register] = value,
+            _ if register == PRI + 1 && self.config.len() > PRI => {
+                let on = value & 1;
+                self.config[register] = on | if on == 1 { 0 } else { PRI_STOPPED };
+            }
+            _ if register == PRI + 3 && self.config.len() > PRI => self.config[register] = value.min(64),
             15 => self.config[15] = (self.config[15] & !0xff) | (value & 0xff),
             _ => {}
         }

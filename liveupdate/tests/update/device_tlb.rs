@@ -41,7 +41,7 @@ fn cut_off(scene: &Scene) -> (Vec<CutOffEvent>, Vec<Step>) {
 
 fn silent(events: &[CutOffEvent]) -> Vec<SourceId> {
     let one = |e: &CutOffEvent| match e {
-        CutOffEvent::DeviceSilent(requester) => Some(requester.source),
+        CutOffEvent::DeviceSilent { requester, off: true } => Some(requester.source),
         _ => None,
     };
     events.iter().filter_map(one).collect()

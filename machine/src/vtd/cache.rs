@@ -27,6 +27,8 @@ pub struct Context {
     pub scalable: bool,
     /// The device may keep translations of its own.
     pub device_tlb: bool,
+    /// The device may ask for pages.
+    pub page_requests: bool,
 }
 
 /// What a context entry does with requests.
@@ -82,6 +84,8 @@ pub struct Directory {
     pub quiet: bool,
     /// The device may keep translations of its own (DTE).
     pub device_tlb: bool,
+    /// The device may ask for pages (PRE).
+    pub page_requests: bool,
 }
 
 /// What a look-up of a source's directory gives.
@@ -298,7 +302,14 @@ mod tests {
     }
 
     fn context(domain: u16) -> ContextAnswer {
-        Ok(Context { domain, route: Route::PassThrough, quiet: false, scalable: false, device_tlb: false })
+        Ok(Context {
+            domain,
+            route: Route::PassThrough,
+            quiet: false,
+            scalable: false,
+            device_tlb: false,
+            page_requests: false,
+        })
     }
 
     #[test]

@@ -66,7 +66,8 @@ impl Unit {
         let route = self.route(entry).ok_or((Reason::CONTEXT_INVALID, quiet))?;
         self.note_oddities(entry, route, fabric);
         let device_tlb = entry.translation_type() == TranslationType::SecondStageDeviceTlb;
-        Ok(Context { domain: entry.did() as u16, route, quiet, scalable: false, device_tlb })
+        let page_requests = false;
+        Ok(Context { domain: entry.did() as u16, route, quiet, scalable: false, device_tlb, page_requests })
     }
 
     fn route(&self, entry: ContextEntry) -> Option<Route> {
@@ -196,7 +197,15 @@ impl Unit {
             return fault(Reason::RID_PASID);
         }
         let (table, serves_pasids) = (entry.directory().get(), entry.paside());
-        Ok(Directory { table, entries, own_pasid, serves_pasids, quiet, device_tlb: entry.dte() })
+        Ok(Directory {
+            table,
+            entries,
+            own_pasid,
+            serves_pasids,
+            quiet,
+            device_tlb: entry.dte(),
+            page_requests: entry.pre(),
+        })
     }
 
     /// PASID directory and PASID entry (VT-d 9.5, 9.6).
@@ -231,8 +240,8 @@ impl Unit {
             return Err((Reason::PASID_RESERVED, quiet));
         }
         let route = self.pasid_route(entry, pasid).ok_or((Reason::PASID_INVALID, quiet))?;
-        let device_tlb = directory.device_tlb;
-        Ok(Context { domain: entry.did() as u16, route, quiet, scalable: true, device_tlb })
+        let Directory { device_tlb, page_requests, .. } = directory;
+        Ok(Context { domain: entry.did() as u16, route, quiet, scalable: true, device_tlb, page_requests })
     }
 
     fn has_reserved(&self, entry: PasidEntry) -> bool {

@@ -13,6 +13,7 @@ pub mod first;
 mod interrupt_tests;
 pub mod interrupts;
 mod lookup;
+mod page_requests;
 pub mod queue;
 mod registers;
 #[cfg(test)]

@@ -12,9 +12,9 @@ use crate::memory::PAGE;
 use crate::trace::Invalidation;
 use spec::SourceId;
 use spec::invalidation::{
-    ContextInvalidate, DeviceTlbInvalidate, InterruptInvalidate, IotlbInvalidate, PasidCacheInvalidate,
-    PasidDeviceTlbInvalidate, PasidIotlbInvalidate, Wait, granularity, kind, pasid_cache_granularity,
-    pasid_iotlb_granularity,
+    ContextInvalidate, DeviceTlbInvalidate, InterruptInvalidate, IotlbInvalidate, PageGroupResponse,
+    PasidCacheInvalidate, PasidDeviceTlbInvalidate, PasidIotlbInvalidate, Wait, granularity, kind,
+    pasid_cache_granularity, pasid_iotlb_granularity,
 };
 use spec::regs::{Cap, Ecap, Iqa};
 
@@ -46,6 +46,15 @@ pub enum Command {
         what: DevicePages,
         /// How many such may be on their way to this device.
         pending: usize,
+    },
+    /// Answer a device's page requests.
+    Respond {
+        /// The device.
+        source: SourceId,
+        /// The group of requests.
+        group: u16,
+        /// The answer.
+        code: u64,
     },
     /// Tell that everything before is done.
     Wait(Wait),
@@ -319,6 +328,12 @@ fn decode(raw: [u64; 2], wide: bool, cap: Cap, ecap: Ecap) -> Result<Command, u8
             let d = PasidIotlbInvalidate::from_raw(raw);
             let what = pasid_pages(d, cap).ok_or(error::RESERVED)?;
             checked(PasidIotlbInvalidate::RESERVED, Command::Forget { what, drain: false })
+        }
+        kind::PAGE_GROUP_RESPONSE if ecap.prs() && ecap.smts() => {
+            let d = PageGroupResponse::from_raw(raw);
+            let source = SourceId::from_raw(d.rid() as u16);
+            let command = Command::Respond { source, group: d.prgi() as u16, code: d.rc() };
+            checked(PageGroupResponse::RESERVED, command)
         }
         kind::WAIT => checked(Wait::RESERVED, Command::Wait(Wait::from_raw(raw))),
         _ => Err(error::TYPE),

@@ -7,7 +7,7 @@ use super::queue::error;
 use super::unit::{Pending, Unit};
 use crate::fabric::Fabric;
 use spec::SourceId;
-use spec::regs::{Ccmd, Fsts, Gcmd, IotlbCommand, Iqa, Iqercd, Iva, Pmen, RootAddr, Version, offset};
+use spec::regs::{Ccmd, Fsts, Gcmd, IotlbCommand, Iqa, Iqercd, Iva, Pmen, Prs, RootAddr, Version, offset};
 
 const LOW: u64 = 0xffff_ffff;
 /// Interrupt message registers of the fault and invalidation events: written and read back, nothing more.
@@ -54,6 +54,10 @@ impl Unit {
             offset::IQT => self.queue.tail,
             offset::IQA => self.iqa_register.raw(),
             0x98 => high(u32::from(self.queue.wait_completed)),
+            offset::PQH => self.pages.head(),
+            offset::PQT => self.pages.tail(),
+            offset::PQA => self.pages.address(),
+            0xd8 => high(self.pages.status().raw()),
             offset::IQERCD => self.queue_record().raw(),
             offset::PLMBASE => self.plain(offset::PLMBASE) | self.plain(offset::PLMLIMIT) << 32,
             _ if at == self.config.ecap.iva_offset() => self.iva.raw(),
@@ -80,6 +84,10 @@ impl Unit {
             offset::IQT => self.write_tail(merged(self.queue.tail), fabric),
             offset::IQA => self.write_iqa(merged(self.iqa_register.raw()), fabric),
             0x98 if high_written => self.queue.wait_completed &= value >> 32 & 1 == 0,
+            offset::PQH => self.pages.set_head(merged(self.pages.head())),
+            offset::PQT => self.pages.set_tail(merged(self.pages.tail())),
+            offset::PQA => self.pages.set_address(merged(self.pages.address())),
+            0xd8 if high_written => self.pages.clear(Prs::from_raw((value >> 32) as u32)),
             offset::IRTA => drop(self.plain.insert(at, merged(self.plain(at)))),
             _ if EVENT_SLOTS.contains(&at) => drop(self.plain.insert(at, merged(self.plain(at)))),
             _ if at == self.config.ecap.iva_offset() => self.iva = Iva::from_raw(merged(self.iva.raw())),

@@ -3,6 +3,7 @@
 use super::cache::Caches;
 use super::faultlog::FaultLog;
 use super::interrupts::Interrupts;
+use super::page_requests::PageQueue;
 use super::queue::{self, Command, Queue};
 use crate::config::{Protected, Scope, UnitConfig};
 use crate::fabric::Fabric;
@@ -10,6 +11,8 @@ use crate::faults::QueueFaultKind;
 use crate::trace::{Invalidation, TraceLine};
 use spec::Extent;
 use spec::SourceId;
+use spec::fault::Reason;
+use spec::invalidation::response;
 use spec::regs::{Ccmd, Gsts, IotlbCommand, Iqa, Irta, Iva, Pmen, RootAddr, offset};
 use std::collections::BTreeMap;
 
@@ -67,6 +70,7 @@ pub struct Unit {
     pub(crate) caches: Caches,
     pub(super) faults: FaultLog,
     pub(super) queue: Queue,
+    pub(super) pages: PageQueue,
     pub(super) interrupts: Interrupts,
     pub(super) pending: Vec<(u64, Pending)>,
 }
@@ -104,6 +108,7 @@ impl Unit {
             caches,
             faults,
             queue,
+            pages: PageQueue::default(),
             interrupts: Interrupts::default(),
             pending: Vec::new(),
         }
@@ -128,7 +133,7 @@ impl Unit {
     #[must_use]
     pub fn next_due(&self) -> Option<u64> {
         let pending = self.pending.iter().map(|&(at, _)| at).min();
-        [pending, self.queue.next_due()].into_iter().flatten().min()
+        [pending, self.queue.next_due(), self.pages.next_due()].into_iter().flatten().min()
     }
 
     /// Does what is due by now.
@@ -145,13 +150,51 @@ impl Unit {
                     let what = Invalidation::DeviceTlb(what);
                     fabric.trace.push(TraceLine::Invalidated { at: fabric.now, unit: self.config.id, what });
                 }
+                Command::Respond { source, group, code } => fabric.answer_page(source, group, code),
                 Command::Wait(wait) => {
+                    if wait.pd() {
+                        self.land_page_requests(u64::MAX, fabric);
+                    }
                     queue::complete_wait(&mut self.queue, wait, fabric);
                     fabric.trace.push(TraceLine::Waited { at: fabric.now, unit: self.config.id });
                 }
             }
         }
         self.trace_queue_errors(before, fabric);
+        self.land_page_requests(fabric.now, fabric);
+    }
+
+    /// A device asks for a page.
+    pub(crate) fn ask_page(&mut self, source: SourceId, group: u16, page: u64, fabric: &mut Fabric) {
+        self.pages.ask(source, group, page, fabric);
+    }
+
+    /// Page requests that are due by `now` come in. One that its requester's entry does not allow is a fault, and answered.
+    fn land_page_requests(&mut self, now: u64, fabric: &mut Fabric) {
+        while let Some(request) = self.pages.take_due(now) {
+            let source = SourceId::from_raw(request.rid() as u16);
+            let allowed = self.context(source, None, fabric).is_ok_and(|context| context.page_requests);
+            let answer = if allowed {
+                self.pages.land(request, fabric)
+            } else {
+                let reason = Reason::PAGE_REQUEST_DISABLED;
+                let recorded = self.faults.record(source, request.addr() << 12, reason, true);
+                let (at, unit, iova) = (fabric.now, self.config.id, request.addr() << 12);
+                fabric.trace.push(TraceLine::Faulted {
+                    at,
+                    unit,
+                    source,
+                    iova,
+                    reason,
+                    write: true,
+                    recorded,
+                });
+                Some(response::INVALID_REQUEST)
+            };
+            if let Some(code) = answer {
+                fabric.answer_page(source, request.prgi() as u16, code);
+            }
+        }
     }
 
     /// An error strikes the queue between two descriptors.

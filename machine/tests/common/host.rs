@@ -68,11 +68,13 @@ impl Hal for Host<'_> {
     fn free(&self, _: &mut MaySleep, run: Extent) {
         self.kernel.free(run);
     }
-    fn device_tlb_off(&self, requester: Requester) {
+    fn device_tlb_off(&self, requester: Requester) -> bool {
         self.silenced.borrow_mut().push(requester);
-        if let Ok(Some(ats)) = Ats::find(&self.kernel, requester.source) {
+        let ats = Ats::find(&self.kernel, requester.source).ok().flatten();
+        ats.is_some_and(|ats| {
             ats.disable(&self.kernel);
-        }
+            !ats.is_enabled(&self.kernel)
+        })
     }
 }
 

@@ -55,3 +55,47 @@ impl Ats {
         platform.config_write32(self.function, self.offset, control & !ENABLE);
     }
 }
+
+/// Extended capability id of page requests (PCIe 10.5.2).
+const CAP_PRI: u16 = 0x13;
+/// Control is the low half of the second register; status, whose bits a one clears, the high half.
+const PRI_ENABLE: u32 = 1;
+/// Requests that may be open at once, after the control register.
+const ALLOCATION: u16 = 12;
+const CAPACITY: u16 = 8;
+
+/// The page request capability of a function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pri {
+    /// The function.
+    pub function: SourceId,
+    offset: u16,
+}
+
+impl Pri {
+    /// The capability of `function`; `None` where it has none, or none can be reached.
+    ///
+    /// # Errors
+    /// [`PciError`] when the list of extended capabilities has no end.
+    pub fn find<P: Platform + ?Sized>(platform: &P, function: SourceId) -> Result<Option<Self>, PciError> {
+        let found = extended_capability(platform, function, CAP_PRI)?;
+        Ok(found.map(|offset| Self { function, offset }))
+    }
+
+    /// Whether it is on.
+    pub fn is_enabled<P: Platform + ?Sized>(&self, platform: &P) -> bool {
+        platform.config_read32(self.function, self.offset + REGISTER) & PRI_ENABLE != 0
+    }
+
+    /// Switches it on, with as many open requests as the function can have. The requester's entry allows it already.
+    pub fn enable<P: Platform + ?Sized>(&self, platform: &P) {
+        let capacity = platform.config_read32(self.function, self.offset + CAPACITY);
+        platform.config_write32(self.function, self.offset + ALLOCATION, capacity);
+        platform.config_write32(self.function, self.offset + REGISTER, PRI_ENABLE);
+    }
+
+    /// Switches it off: the function asks for nothing more. What it asked for is still to be answered.
+    pub fn disable<P: Platform + ?Sized>(&self, platform: &P) {
+        platform.config_write32(self.function, self.offset + REGISTER, 0);
+    }
+}

@@ -314,7 +314,7 @@ fn report_notes<P: Platform + ?Sized>(scene: &Scene<'_, '_, P>, outgoing: &str) 
         platform.event(&Event::QueueError { unit: unit.clone(), words });
     }
     for requester in notes.silent.iter().map(text::requester) {
-        let words = alloc::format!("{requester} did not answer that its device forgot: its ATS is off");
+        let words = alloc::format!("{requester} did not answer that its device forgot: its entry blocks it");
         platform.event(&Event::QueueError { unit: unit.clone(), words });
     }
     platform.event(&Event::CutOff {

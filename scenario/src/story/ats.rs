@@ -35,11 +35,11 @@ pub(crate) fn state<P: Platform + ?Sized>(platform: &P, requester: Requester) ->
     find(platform, requester).filter(|ats| ats.is_enabled(platform)).map(tlb)
 }
 
-/// Switches ATS of a requester off.
-pub(crate) fn off<P: Platform + ?Sized>(platform: &P, requester: Requester) {
-    if let Some(ats) = find(platform, requester) {
-        ats.disable(platform);
-    }
+/// Switches ATS of a requester off. Says whether it is.
+pub(crate) fn off<P: Platform + ?Sized>(platform: &P, requester: Requester) -> bool {
+    let Some(ats) = find(platform, requester) else { return false };
+    ats.disable(platform);
+    !ats.is_enabled(platform)
 }
 
 /// A function whose capabilities have no end is taken to have none.

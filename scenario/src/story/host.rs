@@ -86,8 +86,8 @@ impl<P: Platform + ?Sized> Hal for Machine<'_, P> {
     fn free(&self, _: &mut MaySleep, run: Extent) {
         self.platform.free(run);
     }
-    fn device_tlb_off(&self, requester: Requester) {
-        ats::off(self.platform, requester);
+    fn device_tlb_off(&self, requester: Requester) -> bool {
+        ats::off(self.platform, requester)
     }
 }
 
@@ -278,8 +278,8 @@ impl<'k, 'p, P: Platform + ?Sized> Host for Kernel<'k, 'p, P> {
     fn device_tlb(&self, requester: Requester) -> Option<liveupdate::host::DeviceTlb> {
         ats::state(self.platform(), requester)
     }
-    fn device_tlb_off(&self, _: &Atomic, requester: Requester) {
-        ats::off(self.platform(), requester);
+    fn device_tlb_off(&self, _: &Atomic, requester: Requester) -> bool {
+        ats::off(self.platform(), requester)
     }
     fn adoptable(&self) -> Adoptable {
         let mode = self.iommu.units().first().map(|unit| unit.config().mode);

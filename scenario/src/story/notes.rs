@@ -87,7 +87,7 @@ impl Notes {
     pub(crate) fn note(&mut self, event: CutOffEvent) {
         match event {
             CutOffEvent::Cleared { requester, .. } => self.cleared.push(requester),
-            CutOffEvent::DeviceSilent(requester) => self.silent.push(requester),
+            CutOffEvent::DeviceSilent { requester, .. } => self.silent.push(requester),
             CutOffEvent::Stays(requester) => self.stays.push(requester),
             CutOffEvent::Confirmed(_) | CutOffEvent::SwitchedOff(_) | CutOffEvent::InterruptsOff(_) => {
                 self.confirmed.0 += 1;

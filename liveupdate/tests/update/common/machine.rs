@@ -322,9 +322,10 @@ impl Host for Machine {
     fn device_tlb(&self, requester: Requester) -> Option<DeviceTlb> {
         self.device_tlbs.borrow().get(&requester).copied()
     }
-    fn device_tlb_off(&self, _: &Atomic, requester: Requester) {
+    fn device_tlb_off(&self, _: &Atomic, requester: Requester) -> bool {
         self.device_tlbs.borrow_mut().remove(&requester).expect("ATS was on");
         self.shared.step(Step::DeviceOff(requester));
+        true
     }
     fn adoptable(&self) -> Adoptable {
         self.adoptable.get()
