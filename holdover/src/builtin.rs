@@ -9,7 +9,7 @@ use anyhow::Context;
 use machine::{Machine, RunConfig, TraceLine};
 use scenario::event::Event;
 use scenario::story::Verdict;
-use spec::PhysAddr;
+use spec::{PhysAddr, Requester};
 use std::fs;
 use std::path::Path;
 
@@ -85,12 +85,14 @@ fn account(trace: &[TraceLine]) -> Account {
 fn entry(line: &TraceLine) -> Option<Entry> {
     Some(match *line {
         TraceLine::Translated { unit, source, iova, output, .. } => {
-            Entry::Translated { unit, source, iova, to: output }
+            Entry::Translated { unit, who: Requester::new(unit.segment, source), iova, to: output }
         }
-        TraceLine::Faulted { source, iova, reason, write, .. } => {
-            Entry::Blocked { source, iova, write, reason: reason.0 }
+        TraceLine::Faulted { unit, source, iova, reason, write, .. } => {
+            Entry::Blocked { who: Requester::new(unit.segment, source), iova, write, reason: reason.0 }
         }
-        TraceLine::Untranslated { source, address, .. } => Entry::Untranslated { source, address },
+        TraceLine::Untranslated { segment, source, address, .. } => {
+            Entry::Untranslated { who: Requester::new(segment, source), address }
+        }
         TraceLine::TranslationEnabled { unit, on, .. } => Entry::Enable { unit, on },
         TraceLine::RootSet { table, .. } => Entry::Root(table),
         TraceLine::Misuse { rule, .. } | TraceLine::DeviceMisuse { what: rule, .. } => Entry::Misuse(rule),

@@ -110,7 +110,7 @@ fn requesters(report: &Report) -> Markup {
                 tbody { @for p in &report.preserved {
                     @let traffic = report.evidence.traffic.iter().find(|t| t.requester == p.requester);
                     tr {
-                        th scope="row" { code { (p.requester) } } td.number { (p.domain_id) } td { code { (table::token(&p.token)) } }
+                        th scope="row" { code { (table::with_aliases(&p.requester, &p.aliases)) } } td.number { (p.domain_id) } td { code { (table::token(&p.token)) } }
                         td.number { (table::thousands(traffic.map_or(0, |t| t.translated))) }
                         td.number { (table::thousands(traffic.map_or(0, |t| t.blocked))) }
                     }
@@ -120,6 +120,7 @@ fn requesters(report: &Report) -> Markup {
                 thead { tr { th { "Cut off" } th { "on a list" } th.number { "blocked" } th.number { "let through" } th { "its target memory" } } }
                 tbody { @for c in &report.cut_off { (cut_off(c)) } }
             }
+            @if !report.reduced.is_empty() { (reduced(report)) }
         }
     }
 }
@@ -133,6 +134,22 @@ fn cut_off(c: &CutOff) -> Markup {
             td.number { (table::thousands(c.attempts_blocked)) }
             td.number { (table::thousands(c.attempts_let_through)) }
             td { @if c.memory_intact { "intact" } @else { "changed" } }
+        }
+    }
+}
+
+fn reduced(report: &Report) -> Markup {
+    html! {
+        table {
+            thead { tr { th { "Reduced" } th { "to reserved memory" } th.number { "within" } th.number { "outside" } } }
+            tbody { @for r in &report.reduced {
+                tr class=(if r.attempts_outside == 0 { "" } else { "bad" }) {
+                    th scope="row" { code { (r.requester) } }
+                    td { @for [start, bytes] in &r.regions { code { (start) "+" (bytes) } " " } }
+                    td.number { (table::thousands(r.attempts_within)) }
+                    td.number { (table::thousands(r.attempts_outside)) }
+                }
+            } }
         }
     }
 }

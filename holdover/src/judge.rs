@@ -36,6 +36,7 @@ pub fn judge(asked: &Asked, record: &Record, tune: &Tune) -> Judgement {
         releases: Default::default(),
         preserved: Vec::new(),
         cut_off: Vec::new(),
+        reduced: Vec::new(),
         witness: Default::default(),
         faults: Default::default(),
         interrupts: Default::default(),

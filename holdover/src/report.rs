@@ -29,6 +29,9 @@ pub struct Report {
     pub preserved: Vec<Preserved>,
     /// Requesters that were cut off.
     pub cut_off: Vec<CutOff>,
+    /// Requesters that were reduced to their reserved memory.
+    #[serde(default)]
+    pub reduced: Vec<Reduced>,
     /// The playing stream, as it was recorded outside the machine.
     pub witness: Witness,
     /// Faults that the incoming kernels reported.
@@ -101,6 +104,9 @@ pub struct Releases {
 pub struct Preserved {
     /// As people write it, `0000:00:02.0`.
     pub requester: String,
+    /// The other source-ids that its requests may carry: those of phantom functions, or a bridge's in its place.
+    #[serde(default)]
+    pub aliases: Vec<String>,
     /// Its domain's id on its unit.
     pub domain_id: u16,
     /// The token by which the incoming kernel retrieves it.
@@ -110,8 +116,11 @@ pub struct Preserved {
 /// A requester that was cut off.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CutOff {
-    /// As people write it.
+    /// As people write it; as its requests arrive.
     pub requester: String,
+    /// The other source-ids that its requests may carry.
+    #[serde(default)]
+    pub aliases: Vec<String>,
     /// Whether it is a function that enumeration of PCI finds.
     pub listed: bool,
     /// Accesses that the machine blocked after the cut-off, by its own trace.
@@ -120,6 +129,23 @@ pub struct CutOff {
     pub memory_intact: bool,
     /// Accesses that the machine let through after the cut-off, by its own trace.
     pub attempts_let_through: u64,
+}
+
+/// A requester that was not preserved, but reduced to the memory that firmware reserved for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reduced {
+    /// As people write it.
+    pub requester: String,
+    /// Its domain's id on its unit.
+    pub domain_id: u16,
+    /// The token by which the incoming kernel retrieves it.
+    pub token: String,
+    /// Its reserved memory: start and length of each region, in hexadecimal.
+    pub regions: Vec<[String; 2]>,
+    /// Accesses to that memory that the machine let through after the cut-off, by its own trace.
+    pub attempts_within: u64,
+    /// Accesses to anything else that it let through.
+    pub attempts_outside: u64,
 }
 
 /// The playing stream. A sample is one stereo frame.

@@ -139,11 +139,22 @@ fn checks() -> Vec<Checked> {
 }
 
 fn preserved(requester: &str, domain_id: u16) -> Event {
-    Event::Preserved { requester: requester.into(), domain_id, token: format!("device/{requester}") }
+    Event::Preserved {
+        requester: requester.into(),
+        aliases: vec![],
+        domain_id,
+        token: format!("device/{requester}"),
+    }
 }
 
 fn doomed(requester: &str, listed: bool) -> [Event; 1] {
-    [Event::ToCutOff { requester: requester.into(), listed, target_start: 0x700_0000, target_bytes: 4096 }]
+    [Event::ToCutOff {
+        requester: requester.into(),
+        aliases: vec![],
+        listed,
+        target_start: 0x700_0000,
+        target_bytes: 4096,
+    }]
 }
 
 fn fault(requester: &str, address: u64, in_gap: bool) -> Event {

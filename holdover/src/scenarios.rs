@@ -5,16 +5,20 @@
 //! `holdover scenarios` prints.
 
 use crate::settings::Settings;
-use machine::{MachineConfig, Scope, UnitConfig};
+use machine::devices::Habits;
+use machine::{BridgeKind, Extra, MachineConfig, Named, Scope, UnitConfig};
 use scenario::story::Mode;
 use serde::Serialize;
-use spec::SourceId;
+use spec::{Extent, PhysAddr, Requester, Segment, SourceId, UnitId};
 use std::fmt::Write;
 
 /// Name and version of the schema of `holdover scenarios --json`.
 pub const SCHEMA: &str = "holdover.scenarios/1";
 
 const BASE: u64 = 0xfed9_0000;
+
+/// Bytes of each region that firmware reserves, at the end of low memory.
+const RESERVED_BYTES: u64 = 0x4000;
 
 /// One scenario.
 #[derive(Debug, Clone, Copy)]
@@ -36,13 +40,13 @@ pub struct Scenario {
 /// What QEMU has of a scenario.
 #[derive(Debug, Clone, Copy)]
 enum OnQemu {
-    /// All of it, with these properties of the unit switched on.
-    Plays(&'static [&'static str]),
+    /// All of it, with these properties of the unit switched on, and these devices after those of every machine.
+    Plays(&'static [&'static str], &'static [&'static str]),
     /// Nothing, and why.
     Lacks(&'static str),
 }
 
-const NOTHING: OnQemu = OnQemu::Plays(&[]);
+const NOTHING: OnQemu = OnQemu::Plays(&[], &[]);
 const ONE_UNIT: OnQemu = OnQemu::Lacks("QEMU has one remapping unit");
 const LEGACY: &[Mode] = &[Mode::Legacy];
 const SCALABLE: &[Mode] = &[Mode::SecondStage, Mode::FirstStage];
@@ -70,10 +74,150 @@ pub const ALL: &[Scenario] = &[
         ..*DEMO
     },
     Scenario {
+        name: "segments",
+        about: "two segments with a unit each, and requesters with the same source-ids on both",
+        witness: "transfers of both segments' preserved devices; nobody is taken for his namesake",
+        options: &[(
+            "cast",
+            "00:03.0/kept,0001:00:03.0@0xfe700000/kept,00:04.0/cut,0001:00:04.0@0xfe600000/cut,01:03.0/cut",
+        )],
+        qemu: OnQemu::Lacks("QEMU has one segment"),
+        change: |machine| {
+            let mut second = machine.units[0].clone();
+            second.id = UnitId { segment: Segment(1), register_base: BASE + 0x1000 };
+            second.scope = Scope::Rest;
+            machine.units.push(second);
+            for (device, registers) in [(3, 0xfe70_0000), (4, 0xfe60_0000)] {
+                let requester = Requester::new(Segment(1), SourceId::new(0, device, 0));
+                machine.more.push(Extra::Fixed { requester, registers, named: None });
+            }
+        },
+        ..*DEMO
+    },
+    Scenario {
+        name: "bridge",
+        about: "devices behind bridges of every kind, two levels deep; one appears late, on a bus without a context table",
+        witness: "the transfer of a device whose requests carry a bridge's id; blocked attempts under such ids",
+        options: &[("cast", "00:03.0/kept,04:01.0/kept,00:04.0/cut,02:02.0/cut,01:03.0/late")],
+        qemu: OnQemu::Plays(
+            &[],
+            &[
+                "i82801b11-bridge,id=old,addr=6",
+                "edu,bus=old,addr=2",
+                "pcie-root-port,id=express,addr=7,chassis=1,slot=1",
+                "pcie-pci-bridge,id=deep,bus=express",
+                "edu,bus=deep,addr=1",
+            ],
+        ),
+        change: |machine| {
+            let (port, deep) = (SourceId::new(0, 7, 0), SourceId::new(3, 0, 0));
+            let bridge =
+                |at, secondary, subordinate, kind| Extra::Bridge { at, secondary, subordinate, kind };
+            let edu = |at, registers| Extra::Function { at, registers, phantom_bits: 0 };
+            machine.more = vec![
+                bridge(SourceId::new(0, 6, 0), 2, 2, BridgeKind::Conventional),
+                edu(SourceId::new(2, 2, 0), 0xfe70_0000),
+                bridge(port, 3, 4, BridgeKind::Port),
+                bridge(deep, 4, 4, BridgeKind::ExpressToPci),
+                edu(SourceId::new(4, 1, 0), 0xfe60_0000),
+            ];
+            // One unit for what is behind the inner bridge, found by a path through the outer one.
+            let mut inner = machine.units[0].clone().for_sources(&[deep]);
+            inner.id.register_base = BASE + 0x1000;
+            machine.units[0].scope = Scope::Rest;
+            machine.units.insert(0, inner);
+        },
+        ..*DEMO
+    },
+    Scenario {
+        name: "phantom",
+        about: "functions whose requests carry the ids of phantom functions by turns",
+        witness: "transfers of which every 256 bytes come under another id",
+        options: &[("cast", "00:08.0/kept,00:03.0/kept,00:09.0/cut,00:04.0/cut")],
+        qemu: OnQemu::Lacks("QEMU's devices have no phantom functions"),
+        change: |machine| {
+            machine.more = [(8, 0xfe70_0000, 2), (9, 0xfe60_0000, 1)]
+                .map(|(device, registers, phantom_bits)| Extra::Function {
+                    at: SourceId::new(0, device, 0),
+                    registers,
+                    phantom_bits,
+                })
+                .to_vec();
+        },
+        ..*DEMO
+    },
+    Scenario {
+        name: "comings-and-goings",
+        about: "between preserve and freeze a device appears on a bus without a context table, and another goes",
+        witness: "blocked attempts of both",
+        options: &[("cast", "00:03.0/kept,00:04.0/leaving,01:03.0/late")],
+        ..*DEMO
+    },
+    Scenario {
+        name: "platform",
+        about: "requesters that are no PCI functions: of the ACPI namespace (ANDD), an HPET, an IOAPIC",
+        witness: "blocked attempts of all three, though they are on no list of functions",
+        options: &[(
+            "cast",
+            "00:03.0/kept,f0:1e.1@0xfe700000/cut,f0:1f.0@0xfe600000/cut,f0:1f.7@0xfe500000/cut,00:04.0/cut",
+        )],
+        qemu: OnQemu::Lacks("QEMU translates for PCI functions alone"),
+        change: |machine| {
+            let fixed = |device, function, registers, named| Extra::Fixed {
+                requester: Requester::new(Segment(0), SourceId::new(0xf0, device, function)),
+                registers,
+                named: Some(named),
+            };
+            machine.more = vec![
+                fixed(0x1e, 1, 0xfe70_0000, Named::Namespace),
+                fixed(0x1f, 0, 0xfe60_0000, Named::Hpet),
+                fixed(0x1f, 7, 0xfe50_0000, Named::Ioapic),
+            ];
+        },
+        ..*DEMO
+    },
+    Scenario {
+        name: "reserved",
+        about: "two requesters have reserved memory (RMRR): a preserved one keeps it, the other one is reduced to it",
+        witness: "requests for reserved memory that never end; blocked attempts at all else",
+        qemu: OnQemu::Lacks("QEMU's firmware declares no reserved memory"),
+        change: |machine| {
+            for (number, source) in [(1, machine::pci::EDU_A), (2, machine::pci::EDU_B)] {
+                let start = machine.low_end() - number * RESERVED_BYTES;
+                machine
+                    .reserved
+                    .extend(Extent::from_bytes(PhysAddr::new(start), RESERVED_BYTES).map(|at| (source, at)));
+                let addresses = vec![start, start + RESERVED_BYTES - 8];
+                machine.chatter.push(Habits { source, addresses, pause: (100_000, 900_000) });
+            }
+        },
+        ..*DEMO
+    },
+    Scenario {
+        name: "one-fault-record",
+        about: "those who are cut off fault all at once, on a unit with one fault record (CAP.NFR)",
+        witness: "the unit says that it lost records, and its kernel says so",
+        options: &[
+            ("crowd", ""),
+            ("cast", "00:03.0/kept,00:04.0/cut,00:08.0/cut,00:09.0/cut,00:0a.0/cut,01:03.0/cut"),
+        ],
+        qemu: OnQemu::Plays(&[], &["edu,addr=8", "edu,addr=9", "edu,addr=0xa"]),
+        change: |machine| {
+            machine.more = [(8, 0xfe70_0000), (9, 0xfe60_0000), (10, 0xfe50_0000)]
+                .map(|(device, registers)| Extra::Function {
+                    at: SourceId::new(0, device, 0),
+                    registers,
+                    phantom_bits: 0,
+                })
+                .to_vec();
+        },
+        ..*DEMO
+    },
+    Scenario {
         name: "caching-mode",
         about: "the unit caches what is not present (CAP.CM): a new entry is announced as well",
         witness: "sound and transfers, through entries that were looked up too early",
-        qemu: OnQemu::Plays(&["caching-mode"]),
+        qemu: OnQemu::Plays(&["caching-mode"], &[]),
         change: |machine| each_unit(machine, |unit| unit.with_cap(|cap| cap.with_cm(true))),
         ..*DEMO
     },
@@ -161,7 +305,15 @@ impl Scenario {
     /// Properties of QEMU's unit that it switches on.
     pub(crate) fn qemu_unit(&self) -> &'static [&'static str] {
         match self.qemu {
-            OnQemu::Plays(properties) => properties,
+            OnQemu::Plays(properties, _) => properties,
+            OnQemu::Lacks(_) => &[],
+        }
+    }
+
+    /// Devices of QEMU beside those of every machine.
+    pub(crate) fn qemu_devices(&self) -> &'static [&'static str] {
+        match self.qemu {
+            OnQemu::Plays(_, devices) => devices,
             OnQemu::Lacks(_) => &[],
         }
     }
@@ -226,7 +378,7 @@ struct List {
 pub fn json() -> serde_json::Result<String> {
     let scenarios = ALL.iter().map(|scenario| {
         let not_on_qemu = match scenario.qemu {
-            OnQemu::Plays(_) => None,
+            OnQemu::Plays(..) => None,
             OnQemu::Lacks(why) => Some(why),
         };
         let machines: &[_] = if not_on_qemu.is_none() { &["builtin", "qemu"] } else { &["builtin"] };
@@ -242,7 +394,8 @@ pub fn text() -> String {
     let mut out = String::new();
     let width = ALL.iter().map(|scenario| scenario.name.len()).max().unwrap_or_default();
     for scenario in ALL {
-        let machine = if matches!(scenario.qemu, OnQemu::Plays(_)) { "builtin qemu" } else { "builtin     " };
+        let machine =
+            if matches!(scenario.qemu, OnQemu::Plays(..)) { "builtin qemu" } else { "builtin     " };
         let _ = write!(out, "{:width$}  {machine}  {}", scenario.name, scenario.about);
         if scenario.modes.len() < Mode::ALL.len() {
             let _ = write!(out, " ({} only)", names(scenario.modes).join(", "));

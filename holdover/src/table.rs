@@ -62,7 +62,7 @@ fn requesters(out: &mut String, report: &Report) -> fmt::Result {
     if !report.preserved.is_empty() {
         let mut table = table(["Preserved", "domain", "token"], &[1]);
         for p in &report.preserved {
-            table.add_row([p.requester.clone(), p.domain_id.to_string(), token(&p.token)]);
+            table.add_row([with_aliases(&p.requester, &p.aliases), p.domain_id.to_string(), token(&p.token)]);
         }
         writeln!(out, "{}\n", indented(&table))?;
     }
@@ -70,7 +70,7 @@ fn requesters(out: &mut String, report: &Report) -> fmt::Result {
         let mut table =
             table(["Cut off", "on a list", "blocked", "let through", "its target memory"], &[2, 3]);
         for c in &report.cut_off {
-            let CutOff { requester, listed, attempts_blocked, memory_intact, attempts_let_through } = c;
+            let CutOff { requester, listed, attempts_blocked, memory_intact, attempts_let_through, .. } = c;
             table.add_row([
                 requester.clone(),
                 if *listed { "yes" } else { "no" }.to_owned(),
@@ -81,7 +81,21 @@ fn requesters(out: &mut String, report: &Report) -> fmt::Result {
         }
         writeln!(out, "{}\n", indented(&table))?;
     }
+    if !report.reduced.is_empty() {
+        let mut table = table(["Reduced", "to", "within", "outside"], &[2, 3]);
+        for r in &report.reduced {
+            let regions: Vec<_> = r.regions.iter().map(|[start, bytes]| format!("{start}+{bytes}")).collect();
+            let (within, outside) = (thousands(r.attempts_within), thousands(r.attempts_outside));
+            table.add_row([r.requester.clone(), regions.join(" "), within, outside]);
+        }
+        writeln!(out, "{}\n", indented(&table))?;
+    }
     Ok(())
+}
+
+/// A requester, with the ids that its requests may carry besides.
+pub(crate) fn with_aliases(requester: &str, aliases: &[String]) -> String {
+    if aliases.is_empty() { requester.to_owned() } else { format!("{requester} ({})", aliases.join(", ")) }
 }
 
 fn facts(out: &mut String, report: &Report) -> fmt::Result {

@@ -8,7 +8,7 @@
 
 use crate::report;
 use scenario::platform::Mark;
-use spec::{Segment as PciSegment, SourceId, UnitId};
+use spec::{PAGE_SIZE, Requester, Segment as PciSegment, SourceId, UnitId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, Read};
 
@@ -22,6 +22,8 @@ const QEMU_UNIT: UnitId = UnitId { segment: PciSegment(0), register_base: 0xfed9
 const MARK_REGISTER: u64 = 0x3c;
 /// Most marks that are told apart.
 const SEGMENTS_MAX: usize = 256;
+/// Most pages of memory that are told apart, for each requester between two marks.
+const PAGES_MAX: usize = 64;
 /// Longest line that is read in one piece.
 const LINE_BYTES_MAX: u64 = 4096;
 
@@ -33,7 +35,7 @@ pub enum Entry {
         /// The unit that did it.
         unit: UnitId,
         /// Who asked.
-        source: SourceId,
+        who: Requester,
         /// The address asked for.
         iova: u64,
         /// Where it went.
@@ -42,7 +44,7 @@ pub enum Entry {
     /// A request was blocked.
     Blocked {
         /// Who asked.
-        source: SourceId,
+        who: Requester,
         /// The address asked for.
         iova: u64,
         /// A write; otherwise a read.
@@ -53,7 +55,7 @@ pub enum Entry {
     /// A request reached memory as it was. Only the built-in machine sees these; in QEMU's trace they are missing lines.
     Untranslated {
         /// Who asked.
-        source: SourceId,
+        who: Requester,
         /// The address, which was taken for a physical one.
         address: u64,
     },
@@ -73,7 +75,7 @@ pub enum Entry {
 }
 
 /// What one requester did in one segment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Requests that were translated.
     pub translated: u64,
@@ -81,6 +83,10 @@ pub struct Traffic {
     pub blocked: u64,
     /// Requests that reached memory as they were.
     pub untranslated: u64,
+    /// Requests by the page of memory that they were translated to, for as many pages as are told apart.
+    pub pages: BTreeMap<u64, u64>,
+    /// Blocked requests by the page that they asked for, for as many pages as are told apart.
+    pub blocked_pages: BTreeMap<u64, u64>,
     /// The unit that translated last.
     pub unit: Option<UnitId>,
     /// The first translated address and where it went.
@@ -94,6 +100,10 @@ impl Traffic {
         self.translated += other.translated;
         self.blocked += other.blocked;
         self.untranslated += other.untranslated;
+        for (all, more) in [(&mut self.pages, &other.pages), (&mut self.blocked_pages, &other.blocked_pages)]
+        {
+            more.iter().for_each(|(page, times)| *all.entry(*page).or_default() += times);
+        }
         self.unit = other.unit.or(self.unit);
         self.first_translated = self.first_translated.or(other.first_translated);
         self.first_blocked = self.first_blocked.or(other.first_blocked);
@@ -112,7 +122,7 @@ pub struct Segment {
     /// How often the root pointer was set within it.
     pub roots_set: u64,
     /// Who did what.
-    pub sources: BTreeMap<SourceId, Traffic>,
+    pub sources: BTreeMap<Requester, Traffic>,
 }
 
 /// A whole trace, counted.
@@ -143,20 +153,20 @@ impl Account {
         }
         let Some(segment) = self.segments.last_mut() else { return };
         match entry {
-            Entry::Translated { unit, source, iova, to } => {
-                let traffic = segment.sources.entry(source).or_default();
+            Entry::Translated { unit, who, iova, to } => {
+                let traffic = segment.sources.entry(who).or_default();
                 traffic.translated += 1;
                 traffic.unit = Some(unit);
+                count(&mut traffic.pages, to / PAGE_SIZE);
                 traffic.first_translated.get_or_insert((iova, to));
             }
-            Entry::Blocked { source, iova, reason, .. } => {
-                let traffic = segment.sources.entry(source).or_default();
+            Entry::Blocked { who, iova, reason, .. } => {
+                let traffic = segment.sources.entry(who).or_default();
                 traffic.blocked += 1;
+                count(&mut traffic.blocked_pages, iova / PAGE_SIZE);
                 traffic.first_blocked.get_or_insert((iova, reason));
             }
-            Entry::Untranslated { source, .. } => {
-                segment.sources.entry(source).or_default().untranslated += 1
-            }
+            Entry::Untranslated { who, .. } => segment.sources.entry(who).or_default().untranslated += 1,
             Entry::Enable { unit, on: false } => *segment.switched_off.entry(unit).or_default() += 1,
             Entry::Root(_) => segment.roots_set += 1,
             Entry::Enable { on: true, .. } | Entry::Misuse(_) | Entry::Mark(_) => {}
@@ -225,32 +235,32 @@ impl Account {
 
     /// The units that must go on translating: those that translated for one of these requesters while devices were running.
     #[must_use]
-    pub fn units_of(&self, requesters: &[SourceId]) -> BTreeSet<UnitId> {
-        requesters.iter().filter_map(|source| self.of_running(*source).unit).collect()
+    pub fn units_of(&self, requesters: &[Requester]) -> BTreeSet<UnitId> {
+        requesters.iter().filter_map(|who| self.of_running(&[*who]).unit).collect()
     }
 
-    /// What a requester did in the time when it had to be cut off.
+    /// What was done under these ids in the time when they had to be cut off.
     #[must_use]
-    pub fn of_cut_off(&self, source: SourceId) -> Traffic {
-        sum(self.cut_off(), source)
+    pub fn of_cut_off(&self, ids: &[Requester]) -> Traffic {
+        sum(self.cut_off(), ids)
     }
 
-    /// What a requester did while devices were running.
+    /// What was done under these ids while devices were running.
     #[must_use]
-    pub fn of_running(&self, source: SourceId) -> Traffic {
-        sum(self.running().iter(), source)
+    pub fn of_running(&self, ids: &[Requester]) -> Traffic {
+        sum(self.running().iter(), ids)
     }
 
     /// Everybody who did anything while devices were running.
     #[must_use]
     pub fn traffic(&self) -> Vec<report::Traffic> {
-        let mut all: BTreeMap<SourceId, Traffic> = BTreeMap::new();
-        for (source, traffic) in self.running().iter().flat_map(|s| &s.sources) {
-            all.entry(*source).or_default().add(traffic);
+        let mut all: BTreeMap<Requester, Traffic> = BTreeMap::new();
+        for (who, traffic) in self.running().iter().flat_map(|s| &s.sources) {
+            all.entry(*who).or_default().add(traffic);
         }
         all.into_iter()
-            .map(|(source, t)| report::Traffic {
-                requester: format!("0000:{source}"),
+            .map(|(who, t)| report::Traffic {
+                requester: who.to_string(),
                 translated: t.translated,
                 blocked: t.blocked,
             })
@@ -258,9 +268,16 @@ impl Account {
     }
 }
 
-fn sum<'a>(segments: impl Iterator<Item = &'a Segment>, source: SourceId) -> Traffic {
+/// Counts one more request for a page.
+fn count(pages: &mut BTreeMap<u64, u64>, page: u64) {
+    if pages.len() < PAGES_MAX || pages.contains_key(&page) {
+        *pages.entry(page).or_default() += 1;
+    }
+}
+
+fn sum<'a>(segments: impl Iterator<Item = &'a Segment>, ids: &[Requester]) -> Traffic {
     let mut total = Traffic::default();
-    for traffic in segments.filter_map(|s| s.sources.get(&source)) {
+    for traffic in segments.flat_map(|s| ids.iter().filter_map(|who| s.sources.get(who))) {
         total.add(traffic);
     }
     total
@@ -293,19 +310,19 @@ pub fn entry(line: &str) -> Option<Entry> {
     let mut fields = Fields(words);
     match event {
         "vtd_dmar_translate" => {
-            let source = source(fields.after("dev")?)?;
+            let who = on_qemu(source(fields.after("dev")?)?);
             Some(Entry::Translated {
                 unit: QEMU_UNIT,
-                source,
+                who,
                 iova: fields.number("iova")?,
                 to: fields.number("gpa")?,
             })
         }
         "vtd_dmar_fault" => {
-            let source = SourceId::from_raw(u16::try_from(fields.number("sid")?).ok()?);
+            let who = on_qemu(SourceId::from_raw(u16::try_from(fields.number("sid")?).ok()?));
             let reason = u8::try_from(fields.number("fault")?).ok()?;
             let iova = fields.number("addr")?;
-            Some(Entry::Blocked { source, iova, write: fields.number("write")? != 0, reason })
+            Some(Entry::Blocked { who, iova, write: fields.number("write")? != 0, reason })
         }
         "vtd_dmar_enable" => Some(Entry::Enable { unit: QEMU_UNIT, on: fields.number("enable")? != 0 }),
         "vtd_reg_dmar_root" => Some(Entry::Root(fields.number("addr")?)),
@@ -352,10 +369,9 @@ fn source(text: &str) -> Option<SourceId> {
     (device < 32 && function < 8).then_some(SourceId::new(part(bus)?, device, function))
 }
 
-/// The source-id of a requester as people write it, `0000:00:02.0`. None for other segments and other words.
-#[must_use]
-pub fn source_of(requester: &str) -> Option<SourceId> {
-    source(requester.strip_prefix("0000:")?)
+/// QEMU has one segment.
+fn on_qemu(source: SourceId) -> Requester {
+    Requester::new(QEMU_UNIT.segment, source)
 }
 
 #[cfg(test)]
@@ -382,11 +398,11 @@ vtd_dmar_fault sid 0x10 fault 6 addr 0x20000 write 0
     #[test]
     fn each_kind_of_line_is_read_with_decimal_and_hexadecimal_numbers() {
         let fault = entry("vtd_dmar_fault sid 0x8 fault 113 addr 0x20000 write 0\n").unwrap();
-        let source = SourceId::new(0, 1, 0);
-        assert_eq!(fault, Entry::Blocked { source, iova: 0x2_0000, write: false, reason: 113 });
+        let who = on_qemu(SourceId::new(0, 1, 0));
+        assert_eq!(fault, Entry::Blocked { who, iova: 0x2_0000, write: false, reason: 113 });
         let line = "vtd_dmar_translate dev 01:1f.07 iova 0x1 -> gpa 0x2 mask 0xfff";
-        let source = SourceId::new(1, 31, 7);
-        assert_eq!(entry(line), Some(Entry::Translated { unit: QEMU_UNIT, source, iova: 1, to: 2 }));
+        let who = on_qemu(SourceId::new(1, 31, 7));
+        assert_eq!(entry(line), Some(Entry::Translated { unit: QEMU_UNIT, who, iova: 1, to: 2 }));
         assert_eq!(entry("vtd_dmar_enable enable 0"), Some(Entry::Enable { unit: QEMU_UNIT, on: false }));
         assert_eq!(entry("vtd_reg_dmar_root addr 0x3000000 scalable 0"), Some(Entry::Root(0x300_0000)));
         let line = "vtd_reg_write addr 0x3c size 0x4 value 0x1003";
@@ -412,12 +428,12 @@ vtd_dmar_fault sid 0x10 fault 6 addr 0x20000 write 0
     #[test]
     fn traffic_is_counted_where_the_marks_say_it_matters() {
         let account = read(RUN.as_bytes()).unwrap();
-        let hda = account.of_running(SourceId::new(0, 2, 0));
+        let hda = account.of_running(&[on_qemu(SourceId::new(0, 2, 0))]);
         assert_eq!((hda.translated, hda.blocked), (2, 0), "the fault after the end is of no concern");
-        let edu = account.of_cut_off(SourceId::new(0, 4, 0));
+        let edu = account.of_cut_off(&[on_qemu(SourceId::new(0, 4, 0))]);
         assert_eq!((edu.translated, edu.blocked), (0, 2));
         assert_eq!(edu.first_blocked, Some((0x1_0000, 2)));
-        let bridge = account.of_cut_off(SourceId::new(1, 0, 0));
+        let bridge = account.of_cut_off(&[on_qemu(SourceId::new(1, 0, 0))]);
         assert_eq!(bridge, Traffic::default(), "what happened before the cut-off is of no concern");
     }
 
@@ -442,8 +458,8 @@ vtd_dmar_fault sid 0x10 fault 6 addr 0x20000 write 0
              vtd_dmar_translate dev 00:04.00 iova 0x1 -> gpa 0x2 mask 0xfff\n",
         );
         let account = read(again.as_bytes()).unwrap();
-        assert_eq!(account.of_cut_off(SourceId::new(0, 4, 0)).translated, 0);
-        assert_eq!(account.of_running(SourceId::new(0, 4, 0)).translated, 1);
+        assert_eq!(account.of_cut_off(&[on_qemu(SourceId::new(0, 4, 0))]).translated, 0);
+        assert_eq!(account.of_running(&[on_qemu(SourceId::new(0, 4, 0))]).translated, 1);
     }
 
     #[test]
@@ -454,12 +470,5 @@ vtd_dmar_fault sid 0x10 fault 6 addr 0x20000 write 0
         }
         assert!(account.overfull());
         assert_eq!(account.segments().len(), SEGMENTS_MAX);
-    }
-
-    #[test]
-    fn requesters_are_read_as_people_write_them() {
-        assert_eq!(source_of("0000:01:00.0"), Some(SourceId::new(1, 0, 0)));
-        assert_eq!(source_of("0001:01:00.0"), None);
-        assert_eq!(source_of("01:00.0"), None);
     }
 }

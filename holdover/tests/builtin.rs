@@ -55,6 +55,12 @@ fn two_updates_in_a_row_complete() {
 
 #[test]
 fn every_mistake_is_found_and_told_apart() {
+    Mode::ALL.into_iter().for_each(every_mistake);
+}
+
+fn every_mistake(mode: Mode) {
+    eprintln!("{mode}");
+    let run = |arguments: &[&str]| run(&[&["--mode", mode.name()], arguments].concat());
     let off = run(&["--mutant", "translation-off"]);
     off.assert_found(&[Kind::TranslationOff, Kind::SoundBroken], &[Kind::CaptureLost, Kind::TransferLost]);
     let left_out = run(&["--mutant", "no-cut-off"]);
@@ -109,34 +115,72 @@ fn an_interrupt_entry_that_is_gone_while_the_kernel_leaves_is_an_interrupt_lost(
     assert_eq!((ran.report.interrupts.lost, ran.report.interrupts.delivered_in_gap), (1, 0));
 }
 
-/// Scenarios that are played in legacy mode.
-fn scenarios() -> impl Iterator<Item = &'static str> {
-    let legacy = |scenario: &&Scenario| scenario.modes.contains(&Mode::Legacy);
-    scenarios::ALL.iter().filter(legacy).map(|scenario| scenario.name)
+/// Every scenario with each mode that it has.
+fn scenarios() -> impl Iterator<Item = (&'static str, Mode)> {
+    scenarios::ALL.iter().flat_map(|scenario| scenario.modes.iter().map(|mode| (scenario.name, *mode)))
+}
+
+/// Every scenario once, in its modes by turns.
+fn by_turns() -> impl Iterator<Item = (&'static str, Mode)> {
+    let turn =
+        |(i, scenario): (usize, &'static Scenario)| (scenario.name, scenario.modes[i % scenario.modes.len()]);
+    scenarios::ALL.iter().enumerate().map(turn)
+}
+
+fn play(name: &str, mode: Mode, more: &[&str]) -> Ran {
+    eprintln!("{name}, {mode}");
+    run(&[&["--scenario", name, "--mode", mode.name()], more].concat())
 }
 
 #[test]
-fn every_scenario_completes() {
-    for name in scenarios() {
-        let ran = run(&["--scenario", name]);
-        eprintln!("{name}");
-        ran.assert_clean();
-        assert_eq!((ran.report.asked.scenario.as_str(), ran.report.mode.as_str()), (name, "legacy"));
+fn every_scenario_completes_in_every_mode_that_it_has() {
+    for (name, mode) in scenarios() {
+        let ran = play(name, mode, &[]);
+        ran.assert_clean_as(name);
+        assert_eq!((ran.report.asked.scenario.as_str(), ran.report.mode.as_str()), (name, mode.name()));
     }
 }
 
 #[test]
+fn every_scenario_completes_twice_in_a_row() {
+    for (name, mode) in by_turns() {
+        play(name, mode, &["--updates", "2", "--seed", "3"]).assert_clean_as(name);
+    }
+}
+
+#[test]
+fn requests_of_phantom_functions_come_through_under_every_id() {
+    let ran = run(&["--scenario", "phantom"]);
+    for function in ["0", "2", "4", "6"] {
+        let id = format!("0000:00:08.{function}");
+        let traffic = ran.report.evidence.traffic.iter().find(|t| t.requester == id);
+        assert!(traffic.is_some_and(|t| t.translated > 0 && t.blocked == 0), "{id}: {traffic:?}");
+    }
+    assert_eq!(ran.report.preserved[1].aliases, ["0000:00:08.2", "0000:00:08.4", "0000:00:08.6"]);
+}
+
+#[test]
+fn a_requester_that_is_reduced_goes_on_reaching_its_reserved_memory_and_nothing_else() {
+    let ran = run(&["--scenario", "reserved"]);
+    let [reduced] = &ran.report.reduced[..] else { panic!("{:?}", ran.report.reduced) };
+    assert_eq!((reduced.requester.as_str(), reduced.attempts_outside), ("0000:00:04.0", 0));
+    assert!(reduced.attempts_within > 100, "{reduced:?}");
+}
+
+#[test]
+fn a_unit_with_one_fault_record_says_that_it_lost_one() {
+    assert!(run(&["--scenario", "one-fault-record"]).report.faults.overflows > 0);
+}
+
+#[test]
 fn mistakes_are_found_in_every_scenario() {
-    for name in scenarios() {
-        eprintln!("{name}");
-        run(&["--scenario", name, "--mutant", "no-cut-off"]).assert_found(
+    for (name, mode) in by_turns() {
+        play(name, mode, &["--mutant", "no-cut-off"]).assert_found(
             &[Kind::NotCutOff],
             &[Kind::MemoryChanged, Kind::AuditViolation, Kind::CutOffUnconfirmed],
         );
-        run(&["--scenario", name, "--mutant", "missing-invalidation"])
+        play(name, mode, &["--mutant", "missing-invalidation"])
             .assert_found(&[Kind::StaleTranslation, Kind::MemoryChanged], &[]);
-        run(&["--scenario", name, "--mutant", "stray-leaf"])
-            .assert_found(&[Kind::Refused, Kind::AuditViolation], &[]);
     }
 }
 

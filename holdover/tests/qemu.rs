@@ -4,6 +4,8 @@ mod common;
 
 use common::{Ran, command, update};
 use holdover::report::{Kind, Outcome};
+use holdover::scenarios::{self, Scenario};
+use scenario::story::Mode;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -34,12 +36,85 @@ fn run_locked(arguments: &[&str]) -> Ran {
 }
 
 fn completes(arguments: &[&str]) {
-    let ran = run(arguments);
+    completes_in(Mode::Legacy, arguments);
+}
+
+fn completes_in(mode: Mode, arguments: &[&str]) {
+    let ran = run(&[&["--mode", mode.name()], arguments].concat());
     ran.assert_clean();
     assert_eq!(ran.report.machine, "qemu");
-    assert_eq!(ran.report.mode, "legacy");
+    assert_eq!(ran.report.mode, mode.name());
     let samples = ran.report.witness.samples;
     assert!(samples >= 150_000, "only {samples} samples were heard");
+}
+
+/// The modes that this QEMU has: first-stage tables came with 10.0.
+fn modes() -> &'static [Mode] {
+    let output = command_of_qemu(&["--version"]);
+    let version =
+        output.split("version ").nth(1).and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+    if version.expect("a version") >= 10 { &Mode::ALL } else { &[Mode::Legacy, Mode::SecondStage] }
+}
+
+fn command_of_qemu(arguments: &[&str]) -> String {
+    let output = std::process::Command::new(qemu()).args(arguments).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn an_update_completes_in_every_mode_that_this_qemu_has() {
+    for &mode in modes().iter().filter(|mode| mode.is_scalable()) {
+        completes_in(mode, &[]);
+        completes_in(mode, &["--memory", "6G"]);
+        let ran = run(&["--mode", mode.name(), "--updates", "2"]);
+        ran.assert_clean();
+        assert_eq!((ran.report.updates.len(), ran.report.mode.as_str()), (2, mode.name()));
+    }
+    completes_in(Mode::SecondStage, &["--address-width", "39"]);
+}
+
+#[test]
+fn a_mode_that_this_qemu_lacks_is_refused_with_what_to_do() {
+    let (qemu, lacking) = (qemu(), !modes().contains(&Mode::FirstStage));
+    let width = if lacking { "48" } else { "39" };
+    let output = command()
+        .args(["--machine", "qemu", "--mode", "first-stage", "--address-width", width, "--qemu"])
+        .arg(qemu)
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    let told = if lacking { ["x-flts", "--qemu"] } else { ["48 bits", "--address-width"] };
+    assert!(told.iter().all(|word| errors.contains(word)), "{errors}");
+}
+
+#[test]
+fn mistakes_are_found_in_every_mode_that_this_qemu_has() {
+    for &mode in modes().iter().filter(|mode| mode.is_scalable()) {
+        let run = |mutant| run(&["--mode", mode.name(), "--mutant", mutant]);
+        run("no-cut-off").assert_found(
+            &[Kind::NotCutOff],
+            &[Kind::MemoryChanged, Kind::AuditViolation, Kind::CutOffUnconfirmed],
+        );
+        run("missing-invalidation").assert_found(&[Kind::StaleTranslation, Kind::MemoryChanged], &[]);
+        run("late-stray-leaf").assert_found(
+            &[Kind::AuditViolation, Kind::DomainBlocked, Kind::TransferLost],
+            &[Kind::PreservedFault],
+        );
+    }
+}
+
+#[test]
+fn every_scenario_that_qemu_has_completes() {
+    let modes = modes();
+    let fit =
+        |scenario: &&Scenario| scenario.refusal(scenario.modes[0], true).is_none() && scenario.name != "demo";
+    for (turn, scenario) in scenarios::ALL.iter().filter(fit).enumerate() {
+        let own: Vec<_> = scenario.modes.iter().filter(|mode| modes.contains(mode)).collect();
+        let mode = own[turn % own.len()];
+        eprintln!("{}, {mode}", scenario.name);
+        run(&["--scenario", scenario.name, "--mode", mode.name()]).assert_clean_as(scenario.name);
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::device_tlb::Ats;
 use crate::devices::Habits;
+use crate::extra::Extra;
 use crate::faults::Faults;
 use spec::regs::{Cap, Ecap};
 use spec::{Extent, Segment, SourceId, UnitId};
@@ -22,7 +23,7 @@ pub struct MachineConfig {
     pub memory: u64,
     /// Address width of the host in bits, as DMAR reports it.
     pub host_width: u8,
-    /// The remapping units, in the order of the DMAR table. One that covers everything else must come last.
+    /// The remapping units, in the order of the DMAR table. One that covers everything else must be its segment's last.
     pub units: Vec<UnitConfig>,
     /// Memory that firmware reserves, and for which function of the root bus (VT-d 8.4). It must lie in firmware's own
     /// memory: the last MiB below the hole.
@@ -35,6 +36,8 @@ pub struct MachineConfig {
     pub chatter: Vec<Habits>,
     /// Functions that can keep translations of their own; each then has PCI Express and ATS capabilities.
     pub ats: Vec<Ats>,
+    /// What there is beside the devices of every machine.
+    pub more: Vec<Extra>,
     /// Faults on demand.
     pub faults: Faults,
 }
@@ -86,7 +89,7 @@ pub struct Protected {
 pub enum Scope {
     /// All of its segment, by naming each function of the root bus, as QEMU does.
     Everything,
-    /// Those named: endpoints of the root bus, and bridges with everything behind them.
+    /// Those named: endpoints, and bridges with everything behind them.
     Listed(Vec<SourceId>),
     /// All of its segment that no unit before it names (INCLUDE_PCI_ALL).
     Rest,
@@ -166,6 +169,12 @@ pub struct Quirks {
 }
 
 impl MachineConfig {
+    /// Where memory below 4 GiB ends. The MiB before it is firmware's.
+    #[must_use]
+    pub fn low_end(&self) -> u64 {
+        crate::machine::low_end(self.memory)
+    }
+
     /// A machine like QEMU's q35 with one unit of `address_width` 39 or 48 bits and `memory` bytes of RAM.
     #[must_use]
     pub fn qemu_like(seed: u64, memory: u64, address_width: u8) -> Self {
@@ -179,6 +188,7 @@ impl MachineConfig {
             capture: Capture::default(),
             chatter: Vec::new(),
             ats: Vec::new(),
+            more: Vec::new(),
             faults: Faults::default(),
         }
     }

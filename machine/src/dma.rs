@@ -6,16 +6,18 @@ use crate::memory::PAGE;
 use crate::trace::TraceLine;
 use crate::vtd::interrupts::{Message, compatible};
 use crate::vtd::{Outcome, Unit};
-use spec::SourceId;
+use spec::{Segment, SourceId};
 
 /// A device's way out: what it may touch of the machine.
 pub(crate) struct Port<'a> {
     pub(crate) fabric: &'a mut Fabric,
     pub(crate) units: &'a mut [Unit],
-    /// Source-id that the device's requests carry.
-    pub(crate) source: SourceId,
-    /// What a unit's list may name the requester by: itself, or the bridge that it sits behind.
-    pub(crate) listed_as: SourceId,
+    /// Segment that the device is on.
+    pub(crate) segment: Segment,
+    /// Source-ids that the device's requests carry, by turns: at least one.
+    pub(crate) sources: &'a [SourceId],
+    /// What a unit's list may name the requester by: itself, or a bridge above it.
+    pub(crate) listed_as: &'a [SourceId],
     /// The function, and the bridges above it, may master the bus.
     pub(crate) master: bool,
     /// The function keeps translations of its own.
@@ -37,7 +39,7 @@ impl Port<'_> {
         self.fabric.land_all();
         let mut done = 0;
         while done < out.len() {
-            let n = piece(iova + done as u64, out.len() - done);
+            let n = self.piece(iova + done as u64, out.len() - done);
             let address = self.route(iova + done as u64, n as u64, false)?;
             self.fabric.memory.read(address, &mut out[done..done + n]).map_err(|_| Lost)?;
             done += n;
@@ -49,7 +51,7 @@ impl Port<'_> {
     pub(crate) fn write(&mut self, iova: u64, bytes: &[u8]) -> Result<(), Lost> {
         let mut done = 0;
         while done < bytes.len() {
-            let n = piece(iova + done as u64, bytes.len() - done);
+            let n = self.piece(iova + done as u64, bytes.len() - done);
             let address = self.route(iova + done as u64, n as u64, true)?;
             self.fabric.post(address, &bytes[done..done + n]);
             done += n;
@@ -60,8 +62,9 @@ impl Port<'_> {
     /// Sends the function's interrupt message: a write, which mastering is needed for.
     pub(crate) fn interrupt(&mut self) {
         let Some(message) = self.message.filter(|_| self.master) else { return };
-        let interrupt = match self.units.iter_mut().find(|unit| unit.covers(self.listed_as)) {
-            Some(unit) => unit.interrupt(self.source, message, self.fabric),
+        let (segment, source) = (self.segment, self.source(0));
+        let interrupt = match self.units.iter_mut().find(|unit| unit.covers(segment, self.listed_as)) {
+            Some(unit) => unit.interrupt(source, message, self.fabric),
             None => Some(compatible(message)),
         };
         // There is one processor, whose id is 0. What is for others is nobody's.
@@ -70,29 +73,46 @@ impl Port<'_> {
         }
     }
 
+    /// How much of `left` bytes at `address` one request asks for: not beyond its page.
+    fn piece(&self, address: u64, left: usize) -> usize {
+        let room = if self.sources.len() > 1 { SHORT } else { PAGE };
+        ((room - address % room) as usize).min(left)
+    }
+
+    /// The source-id of the request for `address`.
+    pub(crate) fn source(&self, address: u64) -> SourceId {
+        self.sources[(address / SHORT) as usize % self.sources.len()]
+    }
+
     /// Where a request within one page goes.
     pub(crate) fn route(&mut self, iova: u64, bytes: u64, write: bool) -> Result<u64, Lost> {
         if !self.master {
             return Err(Lost);
         }
-        let Some(unit) = self.units.iter_mut().find(|unit| unit.covers(self.listed_as)) else {
-            let (at, source) = (self.fabric.now, self.source);
-            self.fabric.trace.push(TraceLine::Untranslated { at, source, address: iova, bytes, write });
+        let (segment, source) = (self.segment, self.source(iova));
+        let Some(unit) = self.units.iter_mut().find(|unit| unit.covers(segment, self.listed_as)) else {
+            let at = self.fabric.now;
+            self.fabric.trace.push(TraceLine::Untranslated {
+                at,
+                segment,
+                source,
+                address: iova,
+                bytes,
+                write,
+            });
             return Ok(iova);
         };
         if self.ats
-            && let Some(way) = device_tlb::route(unit, self.source, iova, bytes, write, self.fabric)
+            && let Some(way) = device_tlb::route(unit, source, iova, bytes, write, self.fabric)
         {
             return way.ok_or(Lost);
         }
-        match unit.translate(self.source, iova, bytes, write, self.fabric) {
+        match unit.translate(source, iova, bytes, write, self.fabric) {
             Outcome::To(address) => Ok(address),
             Outcome::NoMemory | Outcome::Refused => Err(Lost),
         }
     }
 }
 
-/// How much of `left` bytes at `address` lies in its page.
-fn piece(address: u64, left: usize) -> usize {
-    ((PAGE - address % PAGE) as usize).min(left)
-}
+/// Bytes of one request of a device whose requests carry several source-ids.
+const SHORT: u64 = 256;

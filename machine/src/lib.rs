@@ -17,6 +17,7 @@ pub mod device_tlb;
 pub mod devices;
 pub mod dice;
 mod dma;
+pub mod extra;
 mod fabric;
 pub mod faults;
 mod frames;
@@ -31,6 +32,7 @@ pub mod vtd;
 
 pub use config::{Caching, Capture, MachineConfig, Protected, Quirks, Scope, UnitConfig};
 pub use device_tlb::{Ats, DevicePages, PageAnswers};
+pub use extra::{BridgeKind, Extra, Named};
 pub use faults::{Faults, QueueFault, QueueFaultKind, Strike};
 pub use machine::{Machine, Serial, SerialLine};
 pub use platform::{Boot, Kernel};

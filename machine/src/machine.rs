@@ -10,6 +10,7 @@ use crate::device_tlb::{DeviceTlb, PageAnswers};
 use crate::devices::{Chatter, Device, Edu, Hda};
 use crate::dice::Dice;
 use crate::dma::Port;
+use crate::extra::Extra;
 use crate::fabric::Fabric;
 use crate::faults::{Injector, Strike};
 use crate::memory::{Hole, Memory, StorePath};
@@ -20,13 +21,15 @@ use crate::vtd::Unit;
 use crate::vtd::interrupts::Message;
 use scenario::event::Event;
 use scenario::platform::{Mark, MemoryRange};
-use spec::SourceId;
+use spec::{Requester, Segment, SourceId};
 use std::cell::RefCell;
 
 const FOUR_GIB: u64 = 4 << 30;
 /// Bytes at the end of low memory that firmware keeps for its tables.
 const FIRMWARE_BYTES: u64 = 0x2_1000;
 const REGISTER_PAGE: u64 = 4096;
+/// Bytes of registers of an educational device.
+const EDU_REGISTER_BYTES: u64 = 1 << 20;
 
 /// A simulated machine. All methods take `&self`: kernels hold it shared, one after the other.
 pub struct Machine {
@@ -56,10 +59,15 @@ struct Slot {
     device: Device,
     /// Where its registers are reached and its mastering is switched; a requester without has none.
     function: Option<SourceId>,
-    /// What its requests carry.
-    source: SourceId,
-    /// The bridge above it.
-    bridge: Option<SourceId>,
+    /// Where its registers are, if it is no function.
+    registers: Option<u64>,
+    segment: Segment,
+    /// What its requests carry, by turns.
+    sources: Vec<SourceId>,
+    /// The bridges above it.
+    bridges: Vec<SourceId>,
+    /// What a unit's list may name it by.
+    listed_as: Vec<SourceId>,
 }
 
 pub(crate) struct State {
@@ -80,9 +88,11 @@ impl Machine {
     #[must_use]
     pub fn new(config: &MachineConfig) -> Self {
         assert!(config.memory >= 64 << 20, "a machine needs at least 64 MiB");
-        let covering = |scope: &Scope| !matches!(scope, Scope::Listed(_));
-        let early = config.units.iter().rev().skip(1).any(|unit| covering(&unit.scope));
-        assert!(!early, "a unit that covers the rest must be the last");
+        let early = config.units.iter().enumerate().any(|(i, unit)| {
+            let later = |other: &crate::config::UnitConfig| other.id.segment == unit.id.segment;
+            !matches!(unit.scope, Scope::Listed(_)) && config.units[i + 1..].iter().any(later)
+        });
+        assert!(!early, "a unit that covers the rest must be its segment's last");
         let (ranges, map) = layout(config.memory);
         let path = StorePath {
             non_coherent: config.units.iter().any(|unit| !unit.ecap.c()),
@@ -92,22 +102,20 @@ impl Machine {
         for &(start, bytes) in &ranges {
             memory.power_on(start, bytes, config.residue).expect("a range of memory is memory");
         }
-        let mut pci = Pci::scenario();
+        let mut pci = Pci::scenario().with(&config.more);
         config.ats.iter().for_each(|ats| pci.add_ats(ats.function, ats.queue_depth));
-        let root_bus: Vec<_> = pci.root_bus().collect();
         let tables_at = low_end(config.memory) - FIRMWARE_BYTES;
-        for (at, bytes) in
-            acpi::tables(tables_at, config.host_width, &config.units, &root_bus, &config.reserved)
-        {
+        for (at, bytes) in acpi::tables(tables_at, config, &pci) {
             memory.write_snooped(at, &bytes).expect("firmware's tables lie in memory");
         }
         let injector = Injector::new(config.faults.clone());
+        let slots = slots(config, &pci);
         let mut state = State {
             fabric: Fabric::new(memory, Dice::new(config.seed), injector),
             pci,
             serial: Vec::new(),
             units: config.units.iter().map(|unit| Unit::new(unit.clone(), config.host_width)).collect(),
-            slots: slots(config),
+            slots,
             next_due: None,
         };
         state.fabric.device_tlbs = config.ats.iter().map(|ats| DeviceTlb::new(*ats)).collect();
@@ -180,10 +188,13 @@ impl Machine {
     /// bus, from behind the bridge. Says where it went; `None` when it was refused. No time passes.
     pub fn request(&self, source: SourceId, iova: u64, write: bool) -> Option<u64> {
         self.with(|state| {
-            let listed_as = listed_as(source);
+            let listed_as = listed_as(source, &state.pci);
             let State { fabric, units, pci, .. } = state;
             let ats = pci.function(source).is_some_and(pci::Function::has_ats_on);
-            let mut port = Port { fabric, units, source, listed_as, master: true, ats, message: None };
+            let (segment, sources) = (Segment(0), &[source][..]);
+            let (master, message) = (true, None);
+            let mut port =
+                Port { fabric, units, segment, sources, listed_as: &listed_as, master, ats, message };
             port.route(iova, 8, write).ok()
         })
     }
@@ -191,8 +202,9 @@ impl Machine {
     /// As [`request`](Self::request), of a request that carries a PASID. It does not go through a device's own TLB.
     pub fn request_as(&self, source: SourceId, pasid: u32, iova: u64, write: bool) -> Option<u64> {
         self.with(|state| {
+            let listed_as = listed_as(source, &state.pci);
             let State { fabric, units, .. } = state;
-            let unit = units.iter_mut().find(|unit| unit.covers(listed_as(source)))?;
+            let unit = units.iter_mut().find(|unit| unit.covers(Segment(0), &listed_as))?;
             match unit.translate_as(source, Some(pasid), iova, 8, write, fabric) {
                 Outcome::To(address) => Some(address),
                 Outcome::NoMemory | Outcome::Refused => None,
@@ -206,8 +218,9 @@ impl Machine {
         self.with(|state| {
             let on = state.pci.function(source).is_some_and(pci::Function::has_pri_on);
             let Some(group) = on.then(|| state.fabric.new_page_group(source)).flatten() else { return false };
+            let listed_as = listed_as(source, &state.pci);
             let State { fabric, units, .. } = state;
-            if let Some(unit) = units.iter_mut().find(|unit| unit.covers(listed_as(source))) {
+            if let Some(unit) = units.iter_mut().find(|unit| unit.covers(Segment(0), &listed_as)) {
                 unit.ask_page(source, group, iova / 4096, fabric);
             }
             state.look_ahead();
@@ -230,8 +243,8 @@ impl Machine {
     /// Sends an interrupt message, as if by a requester with this source-id; says which vector came of it. No time passes.
     pub fn interrupt(&self, source: SourceId, message: Message) -> Option<u8> {
         self.with(|state| {
-            let listed_as = listed_as(source);
-            let unit = state.units.iter_mut().find(|unit| unit.covers(listed_as))?;
+            let listed_as = listed_as(source, &state.pci);
+            let unit = state.units.iter_mut().find(|unit| unit.covers(Segment(0), &listed_as))?;
             let interrupt = unit.interrupt(source, message, &mut state.fabric)?;
             state.fabric.apic.raise(interrupt.vector);
             Some(interrupt.vector)
@@ -294,9 +307,10 @@ impl State {
         let mut port = Port {
             fabric: &mut self.fabric,
             units: &mut self.units,
-            source: slot.source,
-            listed_as: listed_as(slot.source),
-            master: slot.function.is_none_or(masters) && slot.bridge.is_none_or(masters),
+            segment: slot.segment,
+            sources: &slot.sources,
+            listed_as: &slot.listed_as,
+            master: slot.function.is_none_or(masters) && slot.bridges.iter().copied().all(masters),
             ats: slot.function.and_then(|at| self.pci.function(at)).is_some_and(pci::Function::has_ats_on),
             message: slot.function.and_then(|at| self.pci.function(at)?.message()),
         };
@@ -310,7 +324,11 @@ impl State {
 
     fn slot_at(&self, address: u64) -> Option<(usize, u64)> {
         self.slots.iter().enumerate().find_map(|(i, slot)| {
-            self.pci.function(slot.function?)?.decodes(address).map(|offset| (i, offset))
+            let offset = match slot.registers {
+                Some(base) => address.checked_sub(base).filter(|offset| *offset < EDU_REGISTER_BYTES),
+                None => self.pci.function(slot.function?)?.decodes(address),
+            };
+            offset.map(|offset| (i, offset))
         })
     }
 
@@ -357,35 +375,72 @@ impl State {
     }
 }
 
-fn slots(config: &MachineConfig) -> Vec<Slot> {
-    let on_root_bus = |device, at| Slot { device, function: Some(at), source: at, bridge: None };
+fn slots(config: &MachineConfig, pci: &Pci) -> Vec<Slot> {
     let mut slots = vec![
-        on_root_bus(Device::Hda(Box::new(Hda::new(config.capture))), pci::AUDIO),
-        on_root_bus(Device::Edu(Edu::default()), pci::EDU_A),
-        on_root_bus(Device::Edu(Edu::default()), pci::EDU_B),
-        Slot {
-            device: Device::Edu(Edu::default()),
-            function: Some(pci::EDU_C),
-            source: pci::BEHIND_BRIDGE,
-            bridge: Some(pci::BRIDGE),
-        },
+        function(Device::Hda(Box::new(Hda::new(config.capture))), pci::AUDIO, 0, pci),
+        function(Device::Edu(Edu::default()), pci::EDU_A, 0, pci),
+        function(Device::Edu(Edu::default()), pci::EDU_B, 0, pci),
+        function(Device::Edu(Edu::default()), pci::EDU_C, 0, pci),
     ];
-    slots.extend(config.chatter.iter().map(|habits| Slot {
-        device: Device::Chatter(Chatter::new(habits.clone())),
+    let stranger = |device, requester: Requester, registers| Slot {
+        device,
         function: None,
-        source: habits.source,
-        bridge: None,
+        registers,
+        segment: requester.segment,
+        sources: vec![requester.source],
+        bridges: Vec::new(),
+        listed_as: match requester.segment {
+            Segment(0) => listed_as(requester.source, pci),
+            _ => vec![requester.source],
+        },
+    };
+    for extra in &config.more {
+        match *extra {
+            Extra::Bridge { .. } => {}
+            Extra::Function { at, phantom_bits, .. } => {
+                slots.push(function(Device::Edu(Edu::default()), at, phantom_bits, pci));
+            }
+            Extra::Fixed { requester, registers, .. } => {
+                slots.push(stranger(Device::Edu(Edu::default()), requester, Some(registers)));
+            }
+        }
+    }
+    slots.extend(config.chatter.iter().map(|habits| {
+        let requester = Requester::new(Segment(0), habits.source);
+        stranger(Device::Chatter(Chatter::new(habits.clone())), requester, None)
     }));
     slots
 }
 
-/// What a unit's list names a requester by: itself, or the bridge that its bus is behind.
-fn listed_as(source: SourceId) -> SourceId {
-    if source.bus() == 0 { source } else { pci::BRIDGE }
+/// A device that is a function of segment 0.
+fn function(device: Device, at: SourceId, phantom_bits: u8, pci: &Pci) -> Slot {
+    let carried = pci.carried(at);
+    let upper = |n: u8| SourceId::new(at.bus(), at.device(), at.function() | n << (3 - phantom_bits));
+    let sources = if carried == at { (0..1 << phantom_bits).map(upper).collect() } else { vec![carried] };
+    let mut names = listed_as(carried, pci);
+    // The list of a unit names a function, not its phantoms; and a bridge that is named is named for what is behind it.
+    names.push(at);
+    let (registers, segment) = (None, Segment(0));
+    Slot {
+        device,
+        function: Some(at),
+        registers,
+        segment,
+        sources,
+        bridges: pci.above(at.bus()),
+        listed_as: names,
+    }
+}
+
+/// What a unit's list may name a requester of segment 0 by: itself, or a bridge above its bus.
+fn listed_as(source: SourceId, pci: &Pci) -> Vec<SourceId> {
+    let mut names = vec![source];
+    names.extend(pci.above(source.bus()));
+    names
 }
 
 /// Where memory below 4 GiB ends: at 2 GiB when not all of it fits below 2.75 GiB.
-fn low_end(bytes: u64) -> u64 {
+pub(crate) fn low_end(bytes: u64) -> u64 {
     const HOLE: u64 = 0xb000_0000;
     if bytes >= HOLE { 0x8000_0000 } else { bytes }
 }

@@ -1,5 +1,6 @@
 //! Configuration space of the functions that the machine has, as firmware left it: BARs assigned, buses numbered.
 
+use crate::extra::{BridgeKind, Extra};
 use crate::vtd::interrupts::Message;
 use spec::SourceId;
 
@@ -32,6 +33,7 @@ const MASTER: u32 = 1 << 2;
 /// Register of the MSI capability.
 const MSI: usize = 16;
 const MSI_ENABLE: u32 = 1 << 16;
+const PHANTOM_ENABLE: u32 = 1 << 9;
 
 /// One function.
 #[derive(Debug, Clone)]
@@ -60,13 +62,23 @@ impl Function {
         self
     }
 
-    /// Header type 1, with a PCI Express capability that says: PCI Express to PCI.
-    fn into_bridge(mut self, secondary: u8) -> Self {
-        self.config[COMMAND] |= MASTER | 1 << 20;
+    /// Header type 1, with a PCI Express capability that says what kind of port it is, unless it is conventional.
+    fn into_bridge(mut self, secondary: u8, subordinate: u8, kind: BridgeKind) -> Self {
+        self.config[COMMAND] |= MASTER;
         self.config[3] = 1 << 16;
-        self.config[BUSES] = u32::from(secondary) << 16 | u32::from(secondary) << 8;
+        self.config[BUSES] =
+            u32::from(subordinate) << 16 | u32::from(secondary) << 8 | u32::from(self.at.bus());
+        match kind {
+            BridgeKind::Conventional => self,
+            BridgeKind::Port => self.with_express(4),
+            BridgeKind::ExpressToPci => self.with_express(7),
+        }
+    }
+
+    fn with_express(mut self, port_type: u32) -> Self {
+        self.config[COMMAND] |= 1 << 20;
         self.config[13] = 0x40;
-        self.config[16] = 0x0072_0010;
+        self.config[16] = 0x0002_0010 | port_type << 20;
         self
     }
 
@@ -100,6 +112,19 @@ impl Function {
     #[must_use]
     pub fn has_ats_on(&self) -> bool {
         self.config.len() > ATS && self.config[ATS] as u16 == 0xf && self.config[ATS + 1] >> 31 == 1
+    }
+
+    /// Phantom functions, which firmware switched on, of a function with MSI.
+    fn with_phantoms(self, bits: u8) -> Self {
+        if bits == 0 {
+            return self;
+        }
+        let mut function = self;
+        function.config[MSI] |= 0x60 << 8;
+        function.config[24] = 0x0002_0010;
+        function.config[25] = u32::from(bits) << 3;
+        function.config[26] = PHANTOM_ENABLE;
+        function
     }
 
     fn with_many_functions(mut self) -> Self {
@@ -156,6 +181,11 @@ impl Function {
         }
     }
 
+    /// The bus behind a bridge.
+    fn secondary(&self) -> Option<u8> {
+        (self.config[3] >> 16 & 0x7f == 1).then_some((self.config[BUSES] >> 8) as u8)
+    }
+
     /// May issue DMA.
     #[must_use]
     pub fn masters(&self) -> bool {
@@ -171,6 +201,10 @@ impl Function {
     }
 }
 
+fn edu(at: SourceId, registers: u32) -> Function {
+    Function::new(at, 0x1234, 0x11e8, 0x00_ff00, 0x10).with_bar(registers, 1 << 20).with_msi()
+}
+
 /// All functions of segment 0.
 #[derive(Debug)]
 pub struct Pci {
@@ -181,8 +215,6 @@ impl Pci {
     /// The functions of QEMU's q35 with the scenario's devices.
     #[must_use]
     pub fn scenario() -> Self {
-        let edu =
-            |at, bar| Function::new(at, 0x1234, 0x11e8, 0x00_ff00, 0x10).with_bar(bar, 1 << 20).with_msi();
         let chipset =
             |function, device, class| Function::new(SourceId::new(0, 31, function), 0x8086, device, class, 2);
         Self {
@@ -191,7 +223,11 @@ impl Pci {
                 Function::new(AUDIO, 0x8086, 0x2668, 0x04_0300, 1).with_bar(0xfebf_0000, 16 << 10),
                 edu(EDU_A, 0xfea0_0000),
                 edu(EDU_B, 0xfe90_0000),
-                Function::new(BRIDGE, 0x1b36, 0x000e, 0x06_0400, 0).into_bridge(1),
+                Function::new(BRIDGE, 0x1b36, 0x000e, 0x06_0400, 0).into_bridge(
+                    1,
+                    1,
+                    BridgeKind::ExpressToPci,
+                ),
                 chipset(0, 0x2918, 0x06_0100).with_many_functions(),
                 chipset(2, 0x2922, 0x01_0601),
                 chipset(3, 0x2930, 0x0c_0500),
@@ -205,6 +241,59 @@ impl Pci {
         self.functions.iter_mut().filter(|f| f.at == at).for_each(|f| f.add_ats(queue_depth));
     }
 
+    /// These functions, and more.
+    #[must_use]
+    pub fn with(mut self, more: &[Extra]) -> Self {
+        for extra in more {
+            match *extra {
+                Extra::Bridge { at, secondary, subordinate, kind } => {
+                    let bridge = Function::new(at, 0x1b36, 0x000c, 0x06_0400, 0);
+                    self.functions.push(bridge.into_bridge(secondary, subordinate, kind));
+                }
+                Extra::Function { at, registers, phantom_bits } => {
+                    self.functions.push(edu(at, registers).with_phantoms(phantom_bits));
+                }
+                Extra::Fixed { .. } => {}
+            }
+        }
+        self.functions.sort_by_key(|function| function.at);
+        self
+    }
+
+    /// The bridges above a bus, nearest first, as firmware numbered the buses.
+    #[must_use]
+    pub fn above(&self, bus: u8) -> Vec<SourceId> {
+        let (mut bus, mut bridges) = (bus, Vec::new());
+        // A bridge leads to a bus with a higher number than its own.
+        while let Some(bridge) =
+            self.functions.iter().find(|f| f.secondary() == Some(bus) && f.at.bus() < bus)
+        {
+            bridges.push(bridge.at);
+            bus = bridge.at.bus();
+        }
+        bridges
+    }
+
+    /// What requests of the function at `at` carry when they arrive at a unit.
+    #[must_use]
+    pub fn carried(&self, at: SourceId) -> SourceId {
+        let mut carried = at;
+        for bridge in self.above(at.bus()).into_iter().filter_map(|bridge| self.function(bridge)) {
+            carried = match (bridge.config[16] >> 20 & 0xf, bridge.config[13]) {
+                (_, 0) => bridge.at,
+                (7, _) => SourceId::new(bridge.secondary().unwrap_or_default(), 0, 0),
+                _ => carried,
+            };
+        }
+        carried
+    }
+
+    /// Whether there is a bridge at `at`.
+    #[must_use]
+    pub fn is_bridge(&self, at: SourceId) -> bool {
+        self.function(at).is_some_and(|f| f.secondary().is_some())
+    }
+
     /// The function at `at`.
     #[must_use]
     pub fn function(&self, at: SourceId) -> Option<&Function> {
@@ -213,8 +302,7 @@ impl Pci {
 
     /// Functions of the root bus, ascending, with whether each is a bridge.
     pub fn root_bus(&self) -> impl Iterator<Item = (SourceId, bool)> + '_ {
-        let bridge = |f: &Function| f.config[3] >> 16 & 0x7f == 1;
-        self.functions.iter().filter(|f| f.at.bus() == 0).map(move |f| (f.at, bridge(f)))
+        self.functions.iter().filter(|f| f.at.bus() == 0).map(|f| (f.at, f.secondary().is_some()))
     }
 
     /// A read of the 32-bit register at `offset`.

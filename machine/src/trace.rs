@@ -5,7 +5,7 @@
 use crate::device_tlb::DevicePages;
 use scenario::platform::Mark;
 use spec::fault::Reason;
-use spec::{SourceId, UnitId};
+use spec::{Segment, SourceId, UnitId};
 
 /// What a unit was made to forget. Which domain ids, sources and pages, as the command named them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,7 @@ pub enum TraceLine {
         recorded: bool,
     },
     /// A DMA went to physical memory as it was: translation is off, or no unit watches the source.
-    Untranslated { at: u64, source: SourceId, address: u64, bytes: u64, write: bool },
+    Untranslated { at: u64, segment: Segment, source: SourceId, address: u64, bytes: u64, write: bool },
     /// A DMA was dropped silently: protected memory, or a request for the interrupt range.
     Dropped { at: u64, source: SourceId, address: u64, write: bool },
     /// An interrupt request passed; with the vector that came of it, unless it was posted and nobody is notified now.

@@ -24,10 +24,13 @@ pub enum Event {
     Phase { kernel: String, phase: String, start_ns: u64, duration_ns: u64 },
     /// A region was preserved.
     PreservedRegion { token: String, start: u64, bytes: u64 },
-    /// A requester was preserved.
-    Preserved { requester: String, domain_id: u16, token: String },
-    /// A requester that will be cut off, with its target memory.
-    ToCutOff { requester: String, listed: bool, target_start: u64, target_bytes: u64 },
+    /// A requester was preserved, with the other source-ids that its requests may carry.
+    Preserved { requester: String, aliases: Vec<String>, domain_id: u16, token: String },
+    /// A requester that is not preserved was reduced to its reserved memory: start and bytes of each region.
+    Reduced { requester: String, domain_id: u16, token: String, regions: Vec<(u64, u64)> },
+    /// A requester that will be cut off, as its requests arrive, with the other source-ids that they may carry and its
+    /// target memory.
+    ToCutOff { requester: String, aliases: Vec<String>, listed: bool, target_start: u64, target_bytes: u64 },
     /// What the cut-off of one unit did.
     CutOff { unit: String, cleared: Vec<String>, kept: Vec<String>, confirmed: bool },
     /// An audit: before the jump (`"before_jump"`) or after it (`"after_jump"`).

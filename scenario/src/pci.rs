@@ -70,6 +70,9 @@ pub struct Function {
     pub kind: Kind,
     /// The bridge above it; `None` on a root bus.
     pub parent: Option<SourceId>,
+    /// How many of the upper bits of its function number its requests may change, as phantom functions (PCI Express
+    /// 7.5.3.3, 7.5.3.4): 0 unless these are switched on.
+    pub phantom_bits: u8,
 }
 
 /// Something in the topology that was not followed.
@@ -286,7 +289,14 @@ impl Topology {
         };
         let class = platform.config_read32(source, reg::CLASS) >> 8;
         let (vendor, device) = (id as u16, (id >> 16) as u16);
-        self.functions.push(Function { source, vendor, device, class, kind, parent });
+        let phantom_bits = config::phantom_bits(platform, source).unwrap_or_else(|error| {
+            // A bridge's list has been found fault with already.
+            if !matches!(kind, Kind::Bridge { .. }) {
+                self.oddities.push(Oddity::Capabilities(error));
+            }
+            0
+        });
+        self.functions.push(Function { source, vendor, device, class, kind, parent, phantom_bits });
     }
 
     /// All functions, ascending by source-id.
@@ -321,11 +331,28 @@ impl Topology {
         self.function(source).is_some()
     }
 
-    /// Every source-id that requests of the function at `source` may carry, without repetition: its own first, then
-    /// those that the bridges above it put in its place, nearest first. What lives or dies, does so with all of them.
+    /// Every source-id that requests of the function at `source` may carry, without repetition: its own first, then those
+    /// of its phantom functions, then those that the bridges above it put in its place, nearest first. What lives or
+    /// dies, does so with all of them.
     #[must_use]
     pub fn aliases_of(&self, source: SourceId) -> Vec<SourceId> {
         let mut aliases = alloc::vec![source];
+        let phantom_bits = self.function(source).map_or(0, |function| function.phantom_bits);
+        let phantoms = (1..1u8 << phantom_bits).map(|upper| {
+            let function = source.function() | upper << (3 - phantom_bits);
+            SourceId::new(source.bus(), source.device(), function)
+        });
+        for alias in phantoms.chain(self.replacing(source)) {
+            if !aliases.contains(&alias) {
+                aliases.push(alias);
+            }
+        }
+        aliases
+    }
+
+    /// What the bridges above the function at `source` put in its place, nearest first, without repetition.
+    fn replacing(&self, source: SourceId) -> Vec<SourceId> {
+        let mut aliases = Vec::new();
         let mut add = |alias| {
             if !aliases.contains(&alias) {
                 aliases.push(alias);
@@ -347,11 +374,11 @@ impl Topology {
         aliases
     }
 
-    /// The source-id that requests of the function at `source` carry when they arrive at the remapping unit: the last of
-    /// its aliases.
+    /// The source-id that requests of the function at `source` carry when they arrive at the remapping unit: what the
+    /// last bridge puts in its place, or its own (beside those of phantom functions).
     #[must_use]
     pub fn carried_by(&self, source: SourceId) -> SourceId {
-        self.aliases_of(source).last().copied().unwrap_or(source)
+        self.replacing(source).last().copied().unwrap_or(source)
     }
 
     /// The source-id that a device scope of the DMAR means (VT-d 8.3.1): `path` holds (device, function) pairs, each but

@@ -47,11 +47,12 @@ fn interrupts(report: &mut Report, record: &Record) {
 
 fn cut_off(report: &mut Report, event: &Event) {
     match event {
-        Event::ToCutOff { requester, listed, .. }
+        Event::ToCutOff { requester, aliases, listed, .. }
             if !report.cut_off.iter().any(|c| c.requester == *requester) =>
         {
             report.cut_off.push(CutOff {
                 requester: requester.clone(),
+                aliases: aliases.clone(),
                 listed: *listed,
                 attempts_blocked: 0,
                 memory_intact: true,

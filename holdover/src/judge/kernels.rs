@@ -2,7 +2,7 @@
 
 use super::count;
 use crate::record::{Ended, Record};
-use crate::report::{Audit, Handover, Kind, Outcome, Phase, Preserved, Report, Unit, Update};
+use crate::report::{Audit, Handover, Kind, Outcome, Phase, Preserved, Reduced, Report, Unit, Update};
 use crate::table;
 use scenario::event::{Checked, Event, Violation};
 
@@ -42,11 +42,26 @@ fn story(report: &mut Report, event: &Event, since: &impl Fn(u64) -> u64) {
             duration_ns: *duration_ns,
             kernel: kernel.clone(),
         }),
-        Event::Preserved { requester, domain_id, token }
+        Event::Preserved { requester, aliases, domain_id, token }
             if !report.preserved.iter().any(|p| p.requester == *requester) =>
         {
-            let (requester, token) = (requester.clone(), token.clone());
-            report.preserved.push(Preserved { requester, domain_id: *domain_id, token });
+            let (requester, aliases, token) = (requester.clone(), aliases.clone(), token.clone());
+            report.preserved.push(Preserved { requester, aliases, domain_id: *domain_id, token });
+        }
+        Event::Reduced { requester, domain_id, token, regions }
+            if !report.reduced.iter().any(|r| r.requester == *requester) =>
+        {
+            report.reduced.push(Reduced {
+                requester: requester.clone(),
+                domain_id: *domain_id,
+                token: token.clone(),
+                regions: regions
+                    .iter()
+                    .map(|(start, bytes)| [start, bytes].map(|n| format!("{n:#x}")))
+                    .collect(),
+                attempts_within: 0,
+                attempts_outside: 0,
+            });
         }
         Event::Handover { blob_bytes, digest, preserved_frames, extents, .. } => {
             let update = pending(report);

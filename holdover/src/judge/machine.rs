@@ -2,11 +2,11 @@
 
 use super::count;
 use crate::record::Record;
-use crate::report::{Kind, Outcome, Report};
-use crate::trace::{Account, Segment, source_of};
+use crate::report::{Kind, Outcome, Reduced, Report};
+use crate::trace::{Account, Segment, Traffic};
 use scenario::event::Event;
 use scenario::platform::Mark;
-use spec::SourceId;
+use spec::{PAGE_SIZE, Requester, SourceId};
 use std::collections::BTreeMap;
 
 pub(super) fn judge(report: &mut Report, record: &Record) {
@@ -19,6 +19,7 @@ pub(super) fn judge(report: &mut Report, record: &Record) {
     report.evidence.traffic = account.traffic();
     translation(report, account);
     cut_off(report, record, account);
+    reduced(report, account);
     preserved(report, account);
     for rule in account.misuse() {
         report.find(Kind::Misuse, format!("a kernel broke a rule of the programming interface: {rule}"));
@@ -35,7 +36,7 @@ fn translation(report: &mut Report, account: &Account) {
         return report.find(Kind::RecordIncomplete, words);
     };
     let mut enabled = true;
-    let preserved: Vec<_> = report.preserved.iter().filter_map(|p| source_of(&p.requester)).collect();
+    let preserved: Vec<_> = report.preserved.iter().flat_map(|p| ids(&p.requester, &p.aliases)).collect();
     let carriers = account.units_of(&preserved);
     if first.enabled_at_start.is_empty() || !carriers.is_subset(&first.enabled_at_start) {
         enabled = false;
@@ -63,7 +64,7 @@ fn translation(report: &mut Report, account: &Account) {
         enabled = false;
         report.find(
             Kind::TranslationOff,
-            format!("{} of 0000:{who} reached memory untranslated", count(*requests, "request")),
+            format!("{} of {who} reached memory untranslated", count(*requests, "request")),
         );
     }
     let missing = missing_mark(report, account);
@@ -74,8 +75,14 @@ fn translation(report: &mut Report, account: &Account) {
     report.translation_enabled_throughout = enabled && missing.is_none() && !account.overfull();
 }
 
+/// The ids of a requester and its aliases.
+fn ids(requester: &str, aliases: &[String]) -> Vec<Requester> {
+    let all = [requester].into_iter().chain(aliases.iter().map(String::as_str));
+    all.filter_map(|text| scenario::text::parse_requester(text).ok()).collect()
+}
+
 /// Requests that went past translation while devices were running, by requester.
-fn untranslated(account: &Account) -> BTreeMap<SourceId, u64> {
+fn untranslated(account: &Account) -> BTreeMap<Requester, u64> {
     let mut all = BTreeMap::new();
     for (source, traffic) in account.running().iter().flat_map(|s| &s.sources) {
         if traffic.untranslated > 0 {
@@ -119,8 +126,11 @@ fn cut_off(report: &mut Report, record: &Record, account: &Account) {
     }
     for index in 0..report.cut_off.len() {
         let requester = report.cut_off[index].requester.clone();
-        let Some(source) = source_of(&requester) else { continue };
-        let traffic = account.of_cut_off(source);
+        let who = ids(&requester, &report.cut_off[index].aliases);
+        let mut traffic = account.of_cut_off(&who);
+        if let Some(reduced) = report.reduced.iter().find(|r| r.requester == requester) {
+            traffic = beside(reduced, traffic);
+        }
         report.cut_off[index].attempts_blocked = traffic.blocked;
         report.cut_off[index].attempts_let_through = traffic.translated;
         if traffic.translated > 0 {
@@ -140,13 +150,57 @@ fn cut_off(report: &mut Report, record: &Record, account: &Account) {
         }
         // A unit that says it lost records has told of the fault, if not whose it was.
         let told = report.faults.overflows > 0
-            || report.evidence.faults.iter().any(|f| f.requester == requester && f.who == "cut_off");
+            || report.evidence.faults.iter().any(|f| {
+                let found = scenario::text::parse_requester(&f.requester);
+                f.who == "cut_off" && found.is_ok_and(|found| who.contains(&found))
+            });
         if traffic.blocked > 0 && !told && report.outcome == Outcome::Completed {
             let blocked = count(traffic.blocked, "request");
             report.find(
                 Kind::FaultUnreported,
                 format!("{blocked} of {requester} blocked, and no kernel reported it"),
             );
+        }
+    }
+}
+
+/// What a requester did beside reaching its reserved memory.
+fn beside(reduced: &Reduced, mut traffic: Traffic) -> Traffic {
+    traffic.translated -= within(reduced, &traffic.pages);
+    traffic.first_translated =
+        traffic.first_translated.filter(|(_, to)| !is_reserved(reduced, to / PAGE_SIZE));
+    traffic
+}
+
+/// How many of the requests were for reserved memory.
+fn within(reduced: &Reduced, pages: &BTreeMap<u64, u64>) -> u64 {
+    pages.iter().filter(|(page, _)| is_reserved(reduced, **page)).map(|(_, times)| times).sum()
+}
+
+fn is_reserved(reduced: &Reduced, page: u64) -> bool {
+    let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap_or_default();
+    reduced
+        .regions
+        .iter()
+        .any(|[start, bytes]| (page * PAGE_SIZE).wrapping_sub(number(start)) < number(bytes))
+}
+
+/// Whoever was reduced to its reserved memory goes on reaching it.
+fn reduced(report: &mut Report, account: &Account) {
+    for index in 0..report.reduced.len() {
+        let reduced = &report.reduced[index];
+        let requester = reduced.requester.clone();
+        let traffic = account.of_cut_off(&ids(&requester, &[]));
+        let (inside, refused) = (within(reduced, &traffic.pages), within(reduced, &traffic.blocked_pages));
+        report.reduced[index].attempts_within = inside;
+        report.reduced[index].attempts_outside = traffic.translated - inside;
+        if refused > 0 {
+            let words =
+                format!("{} of {requester} for its reserved memory blocked", count(refused, "request"));
+            report.find(Kind::PreservedFault, words);
+        } else if inside == 0 && report.outcome == Outcome::Completed {
+            let words = format!("{requester} made no use of its reserved memory after the cut-off");
+            report.find(Kind::NoAttempt, words);
         }
     }
 }
@@ -160,17 +214,22 @@ fn cleared(record: &Record, requester: &str) -> bool {
         .any(|e| matches!(e, Event::CutOff { cleared, .. } if cleared.iter().any(|c| c == requester)))
 }
 
-/// Whether the audit after the jump found that the requester still has an entry.
+/// Whether the audit after the jump found that the requester still has an entry. A root entry that should be gone is
+/// reported for all of its bus, by the bus's first function.
 fn still_present(report: &Report, requester: &str) -> bool {
-    report.audit.after_jump.violations.iter().any(|v| v.invariant == "I2" && v.requester == requester)
+    let Ok(who) = scenario::text::parse_requester(requester) else { return false };
+    let first = SourceId::new(who.source.bus(), 0, 0);
+    let violations = report.audit.after_jump.violations.iter().filter(|v| v.invariant == "I2");
+    violations
+        .filter_map(|v| scenario::text::parse_requester(&v.requester).ok())
+        .any(|found| found.segment == who.segment && (found.source == who.source || found.source == first))
 }
 
 fn preserved(report: &mut Report, account: &Account) {
     let mut blocked = 0;
     for index in 0..report.preserved.len() {
         let requester = report.preserved[index].requester.clone();
-        let Some(source) = source_of(&requester) else { continue };
-        let traffic = account.of_running(source);
+        let traffic = account.of_running(&ids(&requester, &report.preserved[index].aliases));
         blocked += traffic.blocked;
         if let Some((iova, reason)) = traffic.first_blocked {
             let times = count(traffic.blocked, "request");

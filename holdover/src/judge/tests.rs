@@ -6,10 +6,14 @@ use crate::samples;
 use crate::trace::{self, Account, Entry};
 use scenario::event::{Event, Violation};
 use scenario::platform::Mark;
-use spec::{Segment as PciSegment, SourceId, UnitId};
+use spec::{Requester, Segment as PciSegment, SourceId, UnitId};
 
 /// The unit that translates for everybody.
 const UNIT: UnitId = UnitId { segment: PciSegment(0), register_base: 0xfed9_0000 };
+
+fn who(bus: u8, device: u8) -> Requester {
+    Requester::new(PciSegment(0), SourceId::new(bus, device, 0))
+}
 
 fn enable(on: bool) -> Entry {
     Entry::Enable { unit: UNIT, on }
@@ -40,17 +44,16 @@ fn without(gone: impl Fn(&Event) -> bool) -> impl FnOnce(&mut Record) {
 fn after(mark: Mark, entries: &[Entry]) -> Account {
     let mut account = Account::default();
     account.note(enable(true));
-    let (hda, edu) = (SourceId::new(0, 2, 0), SourceId::new(0, 3, 0));
-    let (b, c) = (SourceId::new(0, 4, 0), SourceId::new(1, 0, 0));
+    let (hda, edu, b, c) = (who(0, 2), who(0, 3), who(0, 4), who(1, 0));
     for at in 0x1001..=0x1008 {
         let now = trace::mark(at).unwrap();
         account.note(Entry::Mark(now));
-        for source in [hda, edu] {
-            account.note(Entry::Translated { unit: UNIT, source, iova: 0x1000, to: 0x2000 });
+        for who in [hda, edu] {
+            account.note(Entry::Translated { unit: UNIT, who, iova: 0x1000, to: 0x2000 });
         }
         if now == Mark::Arrived {
-            for source in [b, c] {
-                account.note(Entry::Blocked { source, iova: 0x1000, write: true, reason: 2 });
+            for who in [b, c] {
+                account.note(Entry::Blocked { who, iova: 0x1000, write: true, reason: 2 });
             }
         }
         if now == mark {
@@ -116,13 +119,13 @@ fn a_unit_in_another_mode_than_was_asked_for_is_found() {
 
 #[test]
 fn a_request_that_goes_past_translation_is_found() {
-    let past = Entry::Untranslated { source: SourceId::new(0, 4, 0), address: 5 };
+    let past = Entry::Untranslated { who: who(0, 4), address: 5 };
     assert_eq!(kinds(trace_with(Mark::Jump, &[past])), [Kind::TranslationOff]);
 }
 
 #[test]
 fn a_translation_after_the_cut_off_is_stale_where_entries_were_cleared_and_a_left_out_cut_off_else() {
-    let through = [Entry::Translated { unit: UNIT, source: SourceId::new(0, 4, 0), iova: 1, to: 2 }];
+    let through = [Entry::Translated { unit: UNIT, who: who(0, 4), iova: 1, to: 2 }];
     for mark in [Mark::CutOffDone, Mark::Jump, Mark::Arrived, Mark::Adopted, Mark::Finished] {
         assert_eq!(kinds(trace_with(mark, &through)), [Kind::StaleTranslation], "{mark:?}");
     }
@@ -154,7 +157,7 @@ fn a_translation_after_the_cut_off_is_stale_where_entries_were_cleared_and_a_lef
 
 #[test]
 fn a_fault_of_a_preserved_requester_is_found_even_when_no_kernel_tells() {
-    let blocked = Entry::Blocked { source: SourceId::new(0, 2, 0), iova: 1, write: false, reason: 6 };
+    let blocked = Entry::Blocked { who: who(0, 2), iova: 1, write: false, reason: 6 };
     let report = report(trace_with(Mark::Adopted, &[blocked]));
     assert_eq!(report.faults.preserved, 1);
     assert_eq!(report.findings[0].kind, Kind::PreservedFault);
@@ -185,12 +188,7 @@ fn a_requester_that_never_tried_shows_nothing() {
         for at in 0x1001..=0x1008 {
             account.note(Entry::Mark(trace::mark(at).unwrap()));
             for device in [2, 3] {
-                account.note(Entry::Translated {
-                    unit: UNIT,
-                    source: SourceId::new(0, device, 0),
-                    iova: 1,
-                    to: 2,
-                });
+                account.note(Entry::Translated { unit: UNIT, who: who(0, device), iova: 1, to: 2 });
             }
         }
         record.account = Ok(account);

@@ -120,8 +120,11 @@ fn devices(line: &mut Line, settings: &Settings, files: &Files) {
         "pcie-pci-bridge,id=bridge,addr=5",
         "edu,bus=bridge,addr=3",
         "isa-debug-exit,iobase=0xf4,iosize=4",
-    ] {
-        line.option("-device", device);
+    ]
+    .iter()
+    .chain(settings.scenario.qemu_devices())
+    {
+        line.option("-device", *device);
     }
 }
 

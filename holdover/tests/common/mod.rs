@@ -40,6 +40,14 @@ pub(crate) fn update<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) ->
 impl Ran {
     /// The run was clean: what the issue asks of the demo.
     pub(crate) fn assert_clean(&self) {
+        self.assert_clean_with(
+            &["0000:00:02.0", "0000:00:03.0"],
+            &[("0000:00:04.0", true), ("0000:01:00.0", false)],
+        );
+    }
+
+    /// The run was clean, with these requesters preserved and these cut off, each with whether it is on a list.
+    pub(crate) fn assert_clean_with(&self, kept: &[&str], cut: &[(&str, bool)]) {
         let Report { outcome, witness, faults, cut_off, audit, updates, .. } = &self.report;
         assert_eq!(self.report.findings, [], "{}", self.errors);
         assert_eq!((self.status, *outcome), (0, Outcome::Completed));
@@ -47,7 +55,7 @@ impl Ran {
         assert!(updates.iter().all(|u| u.samples_in_gap() > 0), "{updates:?}");
         assert_eq!((faults.preserved, faults.unattributed), (0, 0));
         let requesters: Vec<_> = cut_off.iter().map(|c| (c.requester.as_str(), c.listed)).collect();
-        assert_eq!(requesters, [("0000:00:04.0", true), ("0000:01:00.0", false)]);
+        assert_eq!(requesters, cut);
         for c in cut_off {
             assert!(c.attempts_blocked >= 1 && c.attempts_let_through == 0 && c.memory_intact, "{c:?}");
             // A machine that is held up may get both faults at once; a unit with one record then says that it lost one.
@@ -61,12 +69,39 @@ impl Ran {
             assert!(told, "no kernel reported the fault of {}", c.requester);
         }
         let preserved: Vec<_> = self.report.preserved.iter().map(|p| p.requester.as_str()).collect();
-        assert_eq!(preserved, ["0000:00:02.0", "0000:00:03.0"]);
+        assert_eq!(preserved, kept);
+        assert_eq!(self.report.evidence.transfers.len(), (kept.len() - 1) * updates.len());
         assert!(self.report.translation_enabled_throughout);
         for audit in [&audit.before_jump, &audit.after_jump] {
             assert!(!audit.checked.is_empty() && audit.violations.is_empty(), "{audit:?}");
         }
         assert!(self.report.gap_ns > 0);
+    }
+
+    /// The run was clean, as one of this scenario is.
+    pub(crate) fn assert_clean_as(&self, scenario: &str) {
+        let (bus_1, edu_b) = (("0000:01:00.0", false), ("0000:00:04.0", true));
+        let (audio, edu_a) = ("0000:00:02.0", "0000:00:03.0");
+        match scenario {
+            "segments" => self
+                .assert_clean_with(&[audio, edu_a, "0001:00:03.0"], &[edu_b, ("0001:00:04.0", false), bus_1]),
+            "bridge" => self
+                .assert_clean_with(&[audio, edu_a, "0000:04:01.0"], &[edu_b, ("0000:00:06.0", true), bus_1]),
+            "phantom" => {
+                self.assert_clean_with(&[audio, "0000:00:08.0", edu_a], &[("0000:00:09.0", true), edu_b]);
+            }
+            "platform" => self.assert_clean_with(
+                &[audio, edu_a],
+                &[("0000:f0:1e.1", false), ("0000:f0:1f.0", false), ("0000:f0:1f.7", false), edu_b],
+            ),
+            "one-fault-record" => self.assert_clean_with(
+                &[audio, edu_a],
+                &[edu_b, ("0000:00:08.0", true), ("0000:00:09.0", true), ("0000:00:0a.0", true), bus_1],
+            ),
+            // Who comes late is told last.
+            "comings-and-goings" => self.assert_clean_with(&[audio, edu_a], &[bus_1, edu_b]),
+            _ => self.assert_clean(),
+        }
     }
 
     /// The run found something: all of `required`, and nothing but that and `allowed`.

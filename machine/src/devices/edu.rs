@@ -115,7 +115,7 @@ impl Edu {
                 let _ = port.read(outside & DMA_MASK, &mut self.buffer[part]);
             }
             None => {
-                let (at, source) = (port.fabric.now, port.source);
+                let (at, source) = (port.fabric.now, port.source(0));
                 let what = "edu: a transfer beyond the device's buffer";
                 port.fabric.trace.push(TraceLine::DeviceMisuse { at, source, what });
             }

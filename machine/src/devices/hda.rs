@@ -247,7 +247,7 @@ impl Hda {
         stream.due = Some(now + port.fabric.dice.between(TICK.0, TICK.1));
         if stream.format != FORMAT {
             let what = "hda: a stream format other than 48 kHz, 16 bits, two channels";
-            port.fabric.trace.push(TraceLine::DeviceMisuse { at: now, source: port.source, what });
+            port.fabric.trace.push(TraceLine::DeviceMisuse { at: now, source: port.source(0), what });
         }
     }
 

@@ -149,7 +149,8 @@ impl Unit {
             fabric.trace.push(TraceLine::Dropped { at, source, address, write });
             return Outcome::Refused;
         }
-        fabric.trace.push(TraceLine::Untranslated { at, source, address, bytes, write });
+        let segment = self.config.id.segment;
+        fabric.trace.push(TraceLine::Untranslated { at, segment, source, address, bytes, write });
         Outcome::To(address)
     }
 

@@ -114,13 +114,15 @@ impl Unit {
         }
     }
 
-    /// Whether the unit's own list names `bus` and `device` (all of a bus behind a listed bridge counts as the bridge).
+    /// Whether the unit translates for a requester of `segment` that goes by one of these names: itself, and the bridges
+    /// above it.
     #[must_use]
-    pub fn covers(&self, listed_as: spec::SourceId) -> bool {
-        match &self.config.scope {
-            Scope::Listed(sources) => sources.contains(&listed_as),
+    pub fn covers(&self, segment: spec::Segment, listed_as: &[SourceId]) -> bool {
+        let named = match &self.config.scope {
+            Scope::Listed(sources) => listed_as.iter().any(|name| sources.contains(name)),
             Scope::Everything | Scope::Rest => true,
-        }
+        };
+        named && segment == self.config.id.segment
     }
 
     /// Whether translation is on.

@@ -36,6 +36,29 @@ const MSI_ENABLE: u32 = 1 << 16;
 const MSI_VECTORS: u32 = 7 << 20;
 const MSI_WIDE: u32 = 1 << 23;
 
+/// Device capabilities and device control (PCI Express 7.5.3.3, 7.5.3.4), from the capability on.
+const DEVICE_CAPABILITIES: u16 = 0x04;
+const DEVICE_CONTROL: u16 = 0x08;
+/// Phantom functions: how many bits of the function number, and whether they are on.
+const PHANTOM_BITS: u32 = 3;
+const PHANTOM_ENABLE: u32 = 1 << 9;
+
+/// How many upper bits of its function number the requests of `function` may change.
+///
+/// # Errors
+/// [`PciError`] when the capability list cannot be walked.
+pub(super) fn phantom_bits<P: Platform + ?Sized>(platform: &P, function: SourceId) -> Result<u8, PciError> {
+    let Some(offset) =
+        capability(platform, function, CAP_EXPRESS)?.map(u16::from).filter(|at| at + DEVICE_CONTROL < 0x100)
+    else {
+        return Ok(0);
+    };
+    if platform.config_read32(function, offset + DEVICE_CONTROL) & PHANTOM_ENABLE == 0 {
+        return Ok(0);
+    }
+    Ok((platform.config_read32(function, offset + DEVICE_CAPABILITIES) >> 3 & PHANTOM_BITS) as u8)
+}
+
 /// Offset of the first capability `id` in configuration space, `None` when there is none.
 ///
 /// # Errors

@@ -62,6 +62,26 @@ fn behind_a_conventional_bridge_requests_carry_the_bridges_own_id() {
 }
 
 #[test]
+fn phantom_functions_that_are_switched_on_are_aliases_by_the_upper_bits_of_the_function_number() {
+    let phantom = |bits: u32, on: u32| {
+        let express = |edu: FakeFunction| edu.express(0).word(0x44, bits << 3).word(0x48, on << 9);
+        let multi = express(edu()).word(0x0c, 0x80 << 16);
+        let machine = Machine::new(0)
+            .with_function(source(0, 3, 0), multi)
+            .with_function(source(0, 3, 1), express(edu()));
+        let topology = Topology::discover(&machine, &[]);
+        assert_eq!(topology.carried_by(source(0, 3, 1)), source(0, 3, 1));
+        [0, 1].map(|function| {
+            topology.aliases_of(source(0, 3, function)).iter().map(|id| id.function()).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(phantom(1, 0), [vec![0], vec![1]], "not switched on");
+    assert_eq!(phantom(1, 1), [vec![0, 4], vec![1, 5]]);
+    assert_eq!(phantom(2, 1), [vec![0, 2, 4, 6], vec![1, 3, 5, 7]]);
+    assert_eq!(phantom(3, 1)[0], (0..8).collect::<Vec<_>>());
+}
+
+#[test]
 fn express_ports_and_root_buses_leave_ids_alone() {
     let topology = Topology::discover(&machine(), &[]);
     for alone in [source(6, 0, 0), source(0, 2, 0), source(0, 5, 0), source(9, 9, 1)] {

@@ -1,6 +1,6 @@
 //! The incoming kernel's part: open, reserve, poison, check, adopt, retrieve, finish.
 
-use super::devices::{self, Cast};
+use super::devices::{self, Cast, requester};
 use super::fault_log::FaultLog;
 use super::host::{Kernel, Machine};
 use super::notes::Notes;
@@ -17,7 +17,7 @@ use alloc::vec::Vec;
 use iommu::DomainHandle;
 use liveupdate::host::{MaySleep, Unit};
 use liveupdate::{AdoptEvent, Incoming, Opened, Token};
-use spec::{Extent, PAGE_SIZE, PhysAddr, SourceId};
+use spec::{Extent, PAGE_SIZE, PhysAddr, Requester, SourceId};
 
 /// An opened handover, with everything preserved reserved and everything else overwritten.
 pub(crate) struct Arrival<'s> {
@@ -130,12 +130,12 @@ fn retrieve<'k, 'p, P: Platform + ?Sized>(
 ) -> Result<Scene<'k, 'p, P>, Trouble> {
     let platform = kernel.platform();
     let start = platform.now();
-    let cast = Cast::find(&kernel.buses.0)?;
+    let cast = Cast::find(platform, &kernel.buses.0)?;
     let mut region = |token| incoming.retrieve_region(token).map_err(Trouble::at("retrieve a region"));
     let frame = region(plan::NOTES)?;
     let notes = Notes::read(platform, frame);
     let notes = notes.ok_or(Trouble::new("read the notes", "the notes are not what was written"))?;
-    let (playing, capturing) = take_streams_over(platform, cast, &notes)?;
+    let (playing, capturing) = take_streams_over(platform, cast.audio, &notes)?;
     let memory = Memory {
         sound: region(plan::SOUND)?,
         capture: region(plan::CAPTURE)?,
@@ -145,26 +145,32 @@ fn retrieve<'k, 'p, P: Platform + ?Sized>(
     };
     let audio_domain = retrieve_domain(kernel, ctx, &mut incoming, plan::AUDIO_DOMAIN)?;
     let audio = retrieve_requester(kernel, ctx, &mut incoming, plan::AUDIO, audio_domain)?;
-    let (edu_domain, kept) = if incoming.is_blocked(plan::EDU_DOMAIN) {
-        let requesters = alloc::vec![text::source(cast.kept)];
-        let why = "its domain failed the audit: blocked, the rest goes on".to_string();
-        platform.event(&Event::Blocked { token: plan::name(plan::EDU_DOMAIN), requesters, why });
-        (None, cast.kept)
-    } else {
-        let domain = retrieve_domain(kernel, ctx, &mut incoming, plan::EDU_DOMAIN)?;
-        (Some(domain), retrieve_requester(kernel, ctx, &mut incoming, plan::EDU, domain)?)
-    };
-    if (cast.audio, cast.kept) != (audio, kept) {
+    let mut edu_domains = Vec::new();
+    let mut same = audio == requester(cast.audio);
+    for index in 0..cast.kept() {
+        let (token, who) = (plan::edu_domain(index), cast.edus[index].requester);
+        if incoming.is_blocked(token) {
+            let requesters = alloc::vec![text::requester(who)];
+            let why = "its domain failed the audit: blocked, the rest goes on".to_string();
+            platform.event(&Event::Blocked { token: plan::name(token), requesters, why });
+            edu_domains.push(None);
+            continue;
+        }
+        let domain = retrieve_domain(kernel, ctx, &mut incoming, token)?;
+        same &= retrieve_requester(kernel, ctx, &mut incoming, plan::edu(index), domain)? == who;
+        edu_domains.push(Some(domain));
+    }
+    if !same {
         return Err(Trouble::new(
             "find the devices",
             "other functions were preserved than this kernel drives",
         ));
     }
-    let interrupts = match edu_domain {
-        Some(_) => super::interrupts::retrieve(kernel, &incoming, kept)?,
+    let interrupts = match edu_domains[0] {
+        Some(_) => super::interrupts::retrieve(kernel, &incoming, &cast)?,
         None => None,
     };
-    super::reduced::retrieve(kernel, ctx, &mut incoming, &reserved)?;
+    super::reduced::retrieve(kernel, ctx, &mut incoming, &cast, &reserved)?;
     phases.push(("retrieve", start, platform.now() - start));
     let start = platform.now();
     let cut = incoming.finish(ctx, &mut |_| {});
@@ -174,14 +180,14 @@ fn retrieve<'k, 'p, P: Platform + ?Sized>(
     platform.mark(Mark::Finished);
     platform.log(format_args!("finished; {cut} requesters that nobody retrieved were cut off"));
 
-    let edus = scene::edus(platform, cast)?;
+    let edus = scene::edus(platform, &cast)?;
     let arrived_with = Some(notes);
     let mut scene = Scene {
         kernel,
         cast,
         memory,
         audio_domain,
-        edu_domain,
+        edu_domains,
         playing,
         capturing,
         edus,
@@ -199,10 +205,10 @@ fn retrieve<'k, 'p, P: Platform + ?Sized>(
 /// Takes both streams over as they run, and reports where the tune stands.
 fn take_streams_over<'p, P: Platform + ?Sized>(
     platform: &'p P,
-    cast: Cast,
+    audio: SourceId,
     notes: &Notes,
 ) -> Result<(Stream<'p, P>, Stream<'p, P>), Trouble> {
-    let controller = Controller::running(platform, devices::registers(platform, cast.audio)?);
+    let controller = Controller::running(platform, devices::registers(platform, audio)?);
     let controller = controller.map_err(Trouble::at("take the audio controller over"))?;
     let take_over =
         |path, known| controller.take_over(path, known).map_err(Trouble::at("take a stream over"));
@@ -237,7 +243,7 @@ pub(crate) fn retrieve_requester<'k, 'p, P: Platform + ?Sized>(
     incoming: &mut Incoming<'k, '_, Kernel<'k, 'p, P>>,
     token: Token,
     domain: DomainHandle,
-) -> Result<SourceId, Trouble> {
+) -> Result<Requester, Trouble> {
     let mut aliases = Vec::new();
     let retrieved = incoming.retrieve_requester(token, &mut |alias| aliases.push(alias), &mut |_| {});
     let retrieved = retrieved.map_err(Trouble::at("retrieve a requester"))?;
@@ -249,7 +255,7 @@ pub(crate) fn retrieve_requester<'k, 'p, P: Platform + ?Sized>(
         imported.map_err(Trouble::at("import a device-TLB"))?;
     }
     kernel.platform().event(&Event::Retrieved { what: "requester".to_string(), token: plan::name(token) });
-    Ok(requester.source)
+    Ok(requester)
 }
 
 /// Overwrites the page of the tune that will be played half a second from now.
@@ -290,12 +296,9 @@ fn report_adoption<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, events: &[A
 /// The domain ids that a unit's adopted domains have.
 fn domain_ids<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, unit: spec::UnitId) -> Vec<u16> {
     let unit = kernel.iommu.unit(unit).map(Unit::id);
-    let functions = kernel.buses.0.functions().iter();
-    let mut ids: Vec<_> = functions
-        .filter_map(|f| kernel.iommu.domain_of(scene::requester(f.source)))
-        .filter_map(|domain| kernel.iommu.domain_id(domain, unit?))
-        .map(|id| id.0)
-        .collect();
+    let requesters = kernel.iommu.requesters().into_iter();
+    let mut ids: Vec<_> =
+        requesters.filter_map(|(_, domain)| kernel.iommu.domain_id(domain, unit?)).map(|id| id.0).collect();
     ids.sort_unstable();
     ids.dedup();
     ids

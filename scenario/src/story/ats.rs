@@ -1,8 +1,8 @@
 //! Functions that keep translations of their own (PCIe ATS): switched on where device and unit both have it, so that all of
 //! the story is told of such devices too.
 
+use super::devices::requester;
 use super::host::Kernel;
-use super::scene::requester;
 use super::trouble::Trouble;
 use crate::pci::ats::Ats;
 use crate::platform::Platform;

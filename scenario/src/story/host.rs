@@ -91,8 +91,8 @@ impl<P: Platform + ?Sized> Hal for Machine<'_, P> {
     }
 }
 
-/// The machine's buses, for scopes and aliases.
-pub(crate) struct Buses(pub(crate) pci::Topology);
+/// The machine's buses, for scopes and aliases; and functions of other segments that the kernel was told of.
+pub(crate) struct Buses(pub(crate) pci::Topology, pub(crate) Vec<Requester>);
 
 impl iommu::Topology for Buses {
     fn bridge(&self, function: Requester) -> Option<(u8, u8)> {
@@ -295,10 +295,11 @@ impl<'k, 'p, P: Platform + ?Sized> Host for Kernel<'k, 'p, P> {
         self.iommu.hold_mappings(top_table, held);
     }
     fn aliases(&self, requester: Requester, f: &mut dyn FnMut(SourceId)) -> RequesterKind {
-        if requester.segment != Segment(0) || !self.buses.0.is_listed(requester.source) {
+        let listed = requester.segment == Segment(0) && self.buses.0.is_listed(requester.source);
+        if !listed && !self.buses.1.contains(&requester) {
             return RequesterKind::Other;
         }
-        self.other_ids(requester.source).into_iter().for_each(f);
+        self.aliases_of(requester).into_iter().for_each(f);
         RequesterKind::PciFunction
     }
 }

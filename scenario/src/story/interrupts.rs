@@ -8,9 +8,9 @@
 //! Where the unit posts interrupts (CAP.PI), the preserved device's are posted: to a descriptor that lies in preserved memory,
 //! beside the notes, with a notification that waits over the jump as a vector would.
 
-use super::devices::Cast;
+use super::devices::{Cast, Part, requester};
 use super::host::{Kernel, Machine};
-use super::scene::{Memory, Scene, requester};
+use super::scene::{Memory, Scene};
 use super::trouble::Trouble;
 use super::{Mutant, plan};
 use crate::event::Event;
@@ -165,21 +165,23 @@ fn connect<P: Platform + ?Sized>(
 pub(crate) fn start<P: Platform + ?Sized>(
     kernel: &Kernel<'_, '_, P>,
     ctx: &mut MaySleep,
-    cast: Cast,
+    cast: &Cast,
     memory: Memory,
 ) -> Result<Option<Interrupts>, Trouble> {
-    connect(kernel, ctx, cast.kept, FIRST_VECTOR, Some(memory.notes.start().plus(DESCRIPTOR)))
+    let Some((_, kept)) = cast.interrupter(Part::Kept) else { return Ok(None) };
+    connect(kernel, ctx, kept, FIRST_VECTOR, Some(memory.notes.start().plus(DESCRIPTOR)))
 }
 
 /// Incoming kernel: takes the entry of the preserved device over.
 pub(crate) fn retrieve<'k, 'p, P: Platform + ?Sized>(
     kernel: &'k Kernel<'k, 'p, P>,
     incoming: &Incoming<'k, '_, Kernel<'k, 'p, P>>,
-    source: SourceId,
+    cast: &Cast,
 ) -> Result<Option<Interrupts>, Trouble> {
-    let Some(unit) = kernel.iommu.unit_of(requester(source)) else { return Ok(None) };
+    let kept = cast.interrupter(Part::Kept).map(|(_, source)| requester(source));
+    let Some(unit) = kept.and_then(|kept| kernel.iommu.unit_of(kept)) else { return Ok(None) };
     let mut found = None;
-    let entries = incoming.retrieve_interrupts(plan::EDU, &mut |index, words| {
+    let entries = incoming.retrieve_interrupts(plan::edu(0), &mut |index, words| {
         let (entry, posted) = (RemappedEntry::from_raw(words), PostedEntry::from_raw(words));
         // Both formats have the vector in the same place.
         let (vector, posted) = (entry.v() as u8, entry.im().then(|| posted.descriptor()));
@@ -192,6 +194,12 @@ pub(crate) fn retrieve<'k, 'p, P: Platform + ?Sized>(
     Ok(found)
 }
 
+/// The edu that is cut off and interrupts. One that is reduced to its reserved memory keeps its interrupts with it.
+fn cut_off<P: Platform + ?Sized>(scene: &Scene<'_, '_, P>) -> Option<(usize, SourceId)> {
+    let reduced = |source| scene.reserved.iter().any(|(who, _)| *who == source);
+    scene.cast.interrupter(Part::Cut).filter(|(_, source)| !reduced(*source))
+}
+
 /// Outgoing kernel, before the update: both devices interrupt, each by its own vector.
 pub(crate) fn before<P: Platform + ?Sized>(
     scene: &Scene<'_, '_, P>,
@@ -199,10 +207,13 @@ pub(crate) fn before<P: Platform + ?Sized>(
 ) -> Result<(), Trouble> {
     let platform = scene.platform();
     let (Some(kept), Some(local)) = (scene.interrupts, platform.interrupts()) else { return Ok(()) };
-    let cut = connect(scene.kernel, ctx, scene.cast.cut, CUT_VECTOR, None)?;
+    let cut = match cut_off(scene) {
+        Some((edu, source)) => connect(scene.kernel, ctx, source, CUT_VECTOR, None)?.map(|cut| (edu, cut)),
+        None => None,
+    };
     let mut count = Count::new(local);
     let mut delivered = 0;
-    let messages = (0..MESSAGES).map(|_| (0, kept)).chain(cut.map(|cut| (1, cut)));
+    let messages = (0..MESSAGES).map(|_| (0, kept)).chain(cut);
     let mut sent = 0;
     for (edu, interrupt) in messages {
         scene.edus[edu].raise();
@@ -229,7 +240,7 @@ pub(crate) fn in_gap<P: Platform + ?Sized>(
     mutant: Option<Mutant>,
 ) -> u32 {
     let Some(Interrupts { index, .. }) = scene.interrupts else { return 0 };
-    let unit = scene.kernel.iommu.unit_of(requester(scene.cast.kept));
+    let unit = scene.kernel.iommu.unit_of(scene.cast.edus[0].requester);
     let table = unit.and_then(VtdUnit::interrupt_table_in_use);
     let at = table.map(|irta| irta.table().plus(ENTRY_BYTES * u64::from(index)));
     let at = at.filter(|_| mutant == Some(Mutant::InterruptTableLost));
@@ -258,9 +269,10 @@ pub(crate) fn after<P: Platform + ?Sized>(
     let in_gap = (0..raised).filter(|_| count.await_one(platform, kept)).count() as u64;
     scene.edus[0].acknowledge();
     let again = Interrupts { vector: kept.vector + 1, ..kept };
-    let unit = scene.kernel.iommu.unit_of(requester(scene.cast.kept));
+    let who = scene.cast.edus[0].requester;
+    let unit = scene.kernel.iommu.unit_of(who);
     let unit = unit.ok_or(Trouble::new("re-point an interrupt", "no unit watches the device"))?;
-    let carried = scene.kernel.buses.0.carried_by(scene.cast.kept);
+    let carried = scene.kernel.buses.0.carried_by(who.source);
     let entry = again.entry(carried, local.id());
     unit.set_interrupt(ctx, kept.index, entry).map_err(Trouble::at("re-point an interrupt"))?;
     scene.interrupts = Some(again);
@@ -285,19 +297,20 @@ pub(crate) fn after<P: Platform + ?Sized>(
 /// The device that was cut off raises its interrupt, which nothing may come of but a fault.
 fn blocked<P: Platform + ?Sized>(scene: &mut Scene<'_, '_, P>, local: &dyn LocalInterrupts) {
     let platform = scene.platform();
-    let unit = scene.kernel.iommu.unit_of(requester(scene.cast.cut));
+    let Some((edu, source)) = cut_off(scene) else { return };
+    let unit = scene.kernel.iommu.unit_of(requester(source));
     // A unit with nothing preserved remaps nothing any more: there messages pass as they are.
     if unit.is_none_or(|unit| unit.interrupt_table_in_use().is_none()) {
         return;
     }
     // What was recorded before is not to hide it.
     scene.watch();
-    scene.edus[1].raise();
+    scene.edus[edu].raise();
     let start = platform.now();
     while platform.now().saturating_sub(start) < QUIET {
         local.take_pending();
         platform.relax();
     }
-    scene.edus[1].acknowledge();
+    scene.edus[edu].acknowledge();
     scene.watch();
 }

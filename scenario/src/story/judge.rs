@@ -20,13 +20,20 @@ const SLACK: u64 = 4096;
 pub(crate) fn update<P: Platform + ?Sized>(scene: &mut Scene<'_, '_, P>) -> Result<(), Trouble> {
     let platform = scene.platform();
     scene.wait_for_edus()?;
-    let busy_at_jump = scene.arrived_with.is_some_and(|n| n.busy);
-    let correct = scene.written(0)?;
-    let requester = text::source(scene.cast.kept);
-    platform.event(&Event::Transfer { requester, busy_at_jump, complete: !scene.edus[0].busy(), correct });
-    for index in [1, 2] {
-        let (source, first_difference) = target_difference(scene, index)?;
-        let (requester, intact) = (text::source(source), first_difference.is_none());
+    let busy = scene.arrived_with.map_or(0, |n| n.busy);
+    for index in 0..scene.cast.kept() {
+        let (busy_at_jump, correct) = (busy >> index & 1 == 1, scene.written(index)?);
+        let requester = text::requester(scene.cast.edus[index].requester);
+        platform.event(&Event::Transfer {
+            requester,
+            busy_at_jump,
+            complete: !scene.edus[index].busy(),
+            correct,
+        });
+    }
+    for index in scene.cast.kept()..scene.cast.edus.len() {
+        let (who, first_difference) = target_difference(scene, index)?;
+        let (requester, intact) = (text::requester(who), first_difference.is_none());
         platform.event(&Event::Target { requester, intact, first_difference });
     }
     capture(scene)?;

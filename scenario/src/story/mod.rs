@@ -88,7 +88,7 @@ fn live<P: Platform + ?Sized>(platform: &P, handover: Option<PhysAddr>, update: 
     if let Some(Err(_)) = opened {
         machine.only.set(platform.spare());
     }
-    let buses = host::Buses(crate::pci::Topology::discover(platform, &[]));
+    let buses = host::Buses(crate::pci::Topology::discover(platform, &[]), devices::told_of(platform));
     let setup = units.setup(&buses, drive::config(platform)?);
     let iommu = match opened {
         Some(_) => iommu::Iommu::take_over(&machine, &mut ctx, setup),

@@ -50,8 +50,8 @@ pub(crate) struct Notes {
     pub(crate) capturing: Position,
     /// XXH64 of the tune in memory.
     pub(crate) tune: u64,
-    /// Whether the preserved transfer was under way at the jump.
-    pub(crate) busy: bool,
+    /// Which preserved transfers were under way at the jump: a bit for each.
+    pub(crate) busy: u64,
     /// When the cut-off began and how long it took, in nanoseconds.
     pub(crate) cut_off: (u64, u64),
     /// Units that confirmed that they forgot, and units that did not.
@@ -73,7 +73,7 @@ impl Notes {
         playing: Position { frames: 0, at: 0 },
         capturing: Position { frames: 0, at: 0 },
         tune: 0,
-        busy: false,
+        busy: 0,
         cut_off: (0, 0),
         confirmed: (0, 0),
         interrupts: 0,
@@ -128,7 +128,7 @@ impl Notes {
             playing: Position { frames: w[2], at: w[3] },
             capturing: Position { frames: w[4], at: w[5] },
             tune: w[6],
-            busy: w[7] == 1,
+            busy: w[7],
             cut_off: (w[8], w[9]),
             confirmed: (w[10] as u32, w[11] as u32),
             queue_errors: w[14] as u32,
@@ -148,7 +148,7 @@ impl Notes {
             self.capturing.frames,
             self.capturing.at,
             self.tune,
-            u64::from(self.busy),
+            self.busy,
             self.cut_off.0,
             self.cut_off.1,
             self.confirmed.0.into(),

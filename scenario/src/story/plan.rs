@@ -20,12 +20,24 @@ pub(crate) const TARGETS: Token = named(*b"targets ");
 pub(crate) const NOTES: Token = named(*b"notes   ");
 /// The audio controller's domain.
 pub(crate) const AUDIO_DOMAIN: Token = named(*b"audio-io");
-/// The preserved edu's domain.
-pub(crate) const EDU_DOMAIN: Token = named(*b"edu-io  ");
 /// The audio controller.
 pub(crate) const AUDIO: Token = named(*b"audio   ");
-/// The preserved edu.
-pub(crate) const EDU: Token = named(*b"edu     ");
+/// The preserved edu with this number: the first has no digit in its name.
+pub(crate) const fn edu(number: usize) -> Token {
+    numbered(*b"edu     ", number)
+}
+
+/// The domain of the preserved edu with this number.
+pub(crate) const fn edu_domain(number: usize) -> Token {
+    numbered(*b"edu-io  ", number)
+}
+
+const fn numbered(mut name: [u8; 8], number: usize) -> Token {
+    if number > 0 {
+        name[7] = b'0' + number as u8;
+    }
+    named(name)
+}
 
 /// The name of what belongs to a requester that is reduced to its reserved memory: `kind` is `b'd'` for its domain, `b'r'`
 /// for itself, a digit for each region.
@@ -55,6 +67,11 @@ pub(crate) const SOUND_IOVA: Iova = Iova::new(1 << 30);
 pub(crate) const CAPTURE_IOVA: Iova = Iova::new(0x1_4000_5000);
 /// Where each edu sees its page of memory; below the 28 bits that the device drives.
 pub(crate) const EDU_IOVA: Iova = Iova::new(0x0900_3000);
+/// What edu `index` writes.
+pub(crate) const fn pattern(index: usize) -> u64 {
+    let half = 0xa1a1_0001_u64.wrapping_add(0x1111_0001 * index as u64) & 0xffff_ffff;
+    half << 32 | half
+}
 /// Bytes of one transfer.
 pub(crate) const TRANSFER_BYTES: u64 = 2048;
 /// Where in the page the transfer that is under way at the jump writes.

@@ -2,9 +2,10 @@
 //! over like any other, so that their DMA to it goes on and all else of theirs ends.
 
 use super::arrive::{retrieve_domain, retrieve_requester};
+use super::devices::{Cast, requester};
 use super::host::Kernel;
 use super::plan;
-use super::scene::{Scene, requester};
+use super::scene::Scene;
 use super::trouble::Trouble;
 use super::update::preserve_domain;
 use crate::event::Event;
@@ -13,7 +14,7 @@ use crate::text;
 use alloc::vec::Vec;
 use liveupdate::host::MaySleep;
 use liveupdate::{Incoming, Outgoing, RegionKind, RetrieveError, Token};
-use spec::{Extent, SourceId};
+use spec::{Extent, Requester, SourceId};
 
 /// The name of the n-th reserved region of a requester.
 fn region_token(source: SourceId, n: usize) -> Token {
@@ -32,6 +33,24 @@ fn each(reserved: &[(SourceId, Extent)]) -> Vec<(SourceId, Vec<Extent>)> {
     list
 }
 
+/// Declares the memory that firmware reserved for a requester that is preserved as it is: its domain maps it.
+pub(crate) fn declare<'k, 'p, P: Platform + ?Sized>(
+    scene: &Scene<'k, 'p, P>,
+    outgoing: &mut Outgoing<'k, '_, Kernel<'k, 'p, P>>,
+    ctx: &mut MaySleep,
+    who: Requester,
+) -> Result<(), Trouble> {
+    for (source, regions) in each(&scene.reserved).into_iter().filter(|(source, _)| requester(*source) == who)
+    {
+        for (n, region) in regions.iter().enumerate() {
+            let declared =
+                outgoing.preserve_region(ctx, region_token(source, n), *region, RegionKind::Device);
+            declared.map_err(Trouble::at("declare reserved memory"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Reduces and preserves every requester with reserved memory that is attached and not preserved already.
 pub(crate) fn preserve<'k, 'p, P: Platform + ?Sized>(
     scene: &Scene<'k, 'p, P>,
@@ -47,20 +66,30 @@ pub(crate) fn preserve<'k, 'p, P: Platform + ?Sized>(
         }
         let reduced = kernel.iommu.reduce(ctx, who, &kernel.other_ids(source), &regions);
         let domain = reduced.map_err(Trouble::at("reduce a requester to its reserved memory"))?;
-        for (n, region) in regions.iter().enumerate() {
-            let declared =
-                outgoing.preserve_region(ctx, region_token(source, n), *region, RegionKind::Device);
-            declared.map_err(Trouble::at("declare reserved memory"))?;
-        }
+        declare(scene, outgoing, ctx, who)?;
         preserve_domain(kernel, outgoing, ctx, plan::reduced(b'd', source), domain)?;
         let token = plan::reduced(b'r', source);
         outgoing.preserve_requester(ctx, token, who).map_err(Trouble::at("preserve a reduced requester"))?;
-        let kept = outgoing.requesters().find(|kept| kept.token == token);
-        let domain_id = kept.map(|kept| kept.domain_id.0).unwrap_or_default();
-        let requester = text::source(source);
-        scene.platform().event(&Event::Preserved { requester, domain_id, token: plan::name(token) });
+        report_reduced(kernel, outgoing, token, who, &regions);
     }
     Ok(())
+}
+
+/// Reports a requester that was reduced.
+fn report_reduced<'k, 'p, P: Platform + ?Sized>(
+    kernel: &Kernel<'k, 'p, P>,
+    outgoing: &Outgoing<'k, '_, Kernel<'k, 'p, P>>,
+    token: Token,
+    who: Requester,
+    regions: &[Extent],
+) {
+    let domain_id = outgoing.requesters().find(|k| k.token == token).map(|k| k.domain_id.0);
+    kernel.platform().event(&Event::Reduced {
+        requester: text::requester(who),
+        domain_id: domain_id.unwrap_or_default(),
+        token: plan::name(token),
+        regions: regions.iter().map(|region| (region.start().get(), region.bytes())).collect(),
+    });
 }
 
 /// Retrieves what was reduced.
@@ -68,6 +97,7 @@ pub(crate) fn retrieve<'k, 'p, P: Platform + ?Sized>(
     kernel: &'k Kernel<'k, 'p, P>,
     ctx: &mut MaySleep,
     incoming: &mut Incoming<'k, '_, Kernel<'k, 'p, P>>,
+    cast: &Cast,
     reserved: &[(SourceId, Extent)],
 ) -> Result<(), Trouble> {
     for (source, regions) in each(reserved) {
@@ -82,7 +112,11 @@ pub(crate) fn retrieve<'k, 'p, P: Platform + ?Sized>(
                 .retrieve_region(region_token(source, n))
                 .map_err(Trouble::at("retrieve reserved memory"))?;
         }
-        if incoming.is_blocked(plan::reduced(b'd', source)) {
+        let kept = cast.edus[..cast.kept()].iter().any(|actor| actor.requester == requester(source));
+        if kept
+            || requester(source) == requester(cast.audio)
+            || incoming.is_blocked(plan::reduced(b'd', source))
+        {
             continue;
         }
         let domain = retrieve_domain(kernel, ctx, incoming, plan::reduced(b'd', source))?;

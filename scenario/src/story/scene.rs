@@ -3,7 +3,7 @@
 //! The first kernel builds it ([`Scene::start`]); a later one gets it by retrieval (in `arrive`) and then gives the
 //! requesters that were cut off domains anew ([`Scene::rearm`]), so that the next update has somebody to cut off.
 
-use super::devices::{self, Cast};
+use super::devices::{self, Actor, Cast, Part, requester};
 use super::fault_log::FaultLog;
 use super::host::Kernel;
 use super::interrupts::{self, Interrupts};
@@ -29,8 +29,6 @@ const EDU_LIMIT: u64 = 2_000_000_000;
 const STREAM_LIMIT: u64 = 1_000_000_000;
 /// Buffers in either stream's ring.
 const BUFFERS: u16 = 16;
-/// What each edu writes: preserved, cut off, hidden.
-const PATTERNS: [u64; 3] = [0xa1a1_0001_a1a1_0001, 0xb2b2_0002_b2b2_0002, 0xc3c3_0003_c3c3_0003];
 /// One GiB in frames: the largest leaf.
 const GIB_FRAMES: u64 = 1 << 18;
 
@@ -50,11 +48,12 @@ pub(crate) struct Scene<'k, 'p, P: Platform + ?Sized> {
     pub(crate) cast: Cast,
     pub(crate) memory: Memory,
     pub(crate) audio_domain: DomainHandle,
-    /// The preserved edu's domain; `None` when it failed its checks after the jump and was blocked.
-    pub(crate) edu_domain: Option<DomainHandle>,
+    /// The preserved edus' domains; `None` for one that failed its checks after the jump and was blocked.
+    pub(crate) edu_domains: Vec<Option<DomainHandle>>,
     pub(crate) playing: Stream<'p, P>,
     pub(crate) capturing: Stream<'p, P>,
-    pub(crate) edus: [Edu<'p, P>; 3],
+    /// As in the cast.
+    pub(crate) edus: Vec<Edu<'p, P>>,
     /// The preserved edu's interrupt; `None` on a platform whose kernel only polls, and when the edu is blocked.
     pub(crate) interrupts: Option<Interrupts>,
     pub(crate) log: FaultLog,
@@ -74,30 +73,33 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
     ) -> Result<Self, Trouble> {
         let platform = kernel.platform();
         report_functions(kernel);
-        let cast = Cast::find(&kernel.buses.0)?;
+        let cast = Cast::find(platform, &kernel.buses.0)?;
         cast.enable(platform, &kernel.buses.0)?;
-        let memory = Memory::take(platform)?;
-        let audio_domain = domain(kernel, ctx, cast.audio)?;
+        let memory = Memory::take(platform, &cast)?;
+        let audio_domain = domain(kernel, ctx, requester(cast.audio))?;
         map(kernel, ctx, audio_domain, plan::SOUND_IOVA, memory.sound)?;
         map(kernel, ctx, audio_domain, plan::CAPTURE_IOVA, memory.capture)?;
-        let edu_domain = domain(kernel, ctx, cast.kept)?;
-        map(kernel, ctx, edu_domain, plan::EDU_IOVA, memory.transfer)?;
-        attach(kernel, ctx, cast.audio, audio_domain)?;
-        attach(kernel, ctx, cast.kept, edu_domain)?;
-        expose(kernel, ctx, cast, memory)?;
-        let interrupts = interrupts::start(kernel, ctx, cast, memory)?;
+        attach(kernel, ctx, requester(cast.audio), audio_domain)?;
+        let mut edu_domains = Vec::new();
+        for index in cast.with(&[Part::Kept]) {
+            edu_domains.push(Some(admit(kernel, ctx, (&cast, index), memory, &reserved)?));
+        }
+        for index in cast.with(&[Part::Cut, Part::Leaving]) {
+            admit(kernel, ctx, (&cast, index), memory, &reserved)?;
+        }
+        let interrupts = interrupts::start(kernel, ctx, &cast, memory)?;
         kernel.iommu.enable(ctx).map_err(Trouble::at("switch translation on"))?;
         kernel.iommu.units().iter().for_each(|unit| report_unit(platform, unit));
         write_tune(platform, memory.sound.start())?;
-        let (playing, capturing) = start_streams(platform, cast, memory)?;
-        let edus = edus(platform, cast)?;
+        let (playing, capturing) = start_streams(platform, cast.audio, memory)?;
+        let edus = edus(platform, &cast)?;
         let arrived_with = None;
         let mut scene = Self {
             kernel,
             cast,
             memory,
             audio_domain,
-            edu_domain: Some(edu_domain),
+            edu_domains,
             playing,
             capturing,
             edus,
@@ -106,7 +108,7 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
             reserved,
             arrived_with,
         };
-        scene.exercise()?;
+        scene.exercise(&scene.cast.with(&[Part::Kept, Part::Cut, Part::Leaving]))?;
         platform.mark(Mark::Running);
         Ok(scene)
     }
@@ -115,8 +117,31 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
     pub(crate) fn rearm(&mut self, ctx: &mut MaySleep) -> Result<(), Trouble> {
         if self.arrived_with.is_some() {
             self.platform().mark(Mark::Rearm);
-            expose(self.kernel, ctx, self.cast, self.memory)?;
-            self.exercise()?;
+            self.admit_all(ctx, &[Part::Cut, Part::Leaving])?;
+            self.exercise(&self.cast.with(&[Part::Kept, Part::Cut, Part::Leaving]))?;
+        }
+        Ok(())
+    }
+
+    /// Everything that will be preserved is: some appear only now, others go.
+    pub(crate) fn come_and_go(&mut self, ctx: &mut MaySleep) -> Result<(), Trouble> {
+        self.admit_all(ctx, &[Part::Late])?;
+        self.exercise(&self.cast.with(&[Part::Late]))?;
+        for index in self.cast.with(&[Part::Leaving]) {
+            let gone = self.kernel.iommu.detach(ctx, self.cast.edus[index].requester);
+            gone.map_err(Trouble::at("detach a device"))?;
+        }
+        Ok(())
+    }
+
+    fn admit_all(&self, ctx: &mut MaySleep, parts: &[Part]) -> Result<(), Trouble> {
+        for index in self.cast.with(parts) {
+            let who = self.cast.edus[index].requester;
+            if self.kernel.iommu.domain_of(who).is_some() {
+                // It arrived reduced to its reserved memory.
+                self.kernel.iommu.detach(ctx, who).map_err(Trouble::at("detach a device"))?;
+            }
+            admit(self.kernel, ctx, (&self.cast, index), self.memory, &self.reserved)?;
         }
         Ok(())
     }
@@ -146,17 +171,23 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
     /// Reports the faults seen so far, and whose they are; and errors of invalidation queues.
     pub(crate) fn report_faults(&mut self) {
         self.report_queue_errors();
-        let buses = &self.kernel.buses.0;
-        let mut kept = vec![self.cast.audio, self.cast.kept];
-        kept.extend(self.kernel.other_ids(self.cast.audio));
-        kept.extend(self.kernel.other_ids(self.cast.kept));
-        let platform = self.platform();
-        self.log.report(platform, &|requester| {
-            let known = |f: &crate::pci::Function| buses.aliases_of(f.source).contains(&requester.source);
-            match requester {
-                Requester { segment: Segment(0), source } if kept.contains(&source) => "preserved",
-                Requester { segment: Segment(0), .. } if buses.functions().iter().any(known) => "cut_off",
-                _ => "unattributed",
+        let kernel = self.kernel;
+        let carries = |who: Requester, found: Requester| {
+            let alias = |source| Requester::new(who.segment, source);
+            who == found || kernel.aliases_of(who).into_iter().map(alias).any(|id| id == found)
+        };
+        let mut kept = vec![requester(self.cast.audio)];
+        let (own, others) = self.cast.edus.split_at(self.cast.kept());
+        kept.extend(own.iter().map(|actor| actor.requester));
+        let listed = kernel.buses.0.functions().iter().map(|f| requester(f.source));
+        let others: Vec<_> = others.iter().map(|actor| actor.requester).chain(listed).collect();
+        self.log.report(kernel.platform(), &|found| {
+            if kept.iter().any(|who| carries(*who, found)) {
+                "preserved"
+            } else if others.iter().any(|who| carries(*who, found)) {
+                "cut_off"
+            } else {
+                "unattributed"
             }
         });
     }
@@ -175,13 +206,9 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
         Ok(())
     }
 
-    /// The page that edu `index` works on: preserved, cut off, hidden.
+    /// The page that edu `index` works on.
     pub(crate) fn page(&self, index: usize) -> PhysAddr {
-        match index {
-            0 => self.memory.transfer.start(),
-            1 => self.memory.targets.start(),
-            _ => self.memory.targets.start().plus(PAGE_SIZE),
-        }
+        self.memory.page(&self.cast, index)
     }
 
     /// Starts the transfer to memory of edu `index`.
@@ -195,10 +222,10 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
         self.edus[index].start(transfer).map_err(Trouble::at("start a transfer"))
     }
 
-    /// Loads every edu's buffer from memory and writes it back once: all translations have been used, and are cached.
-    fn exercise(&mut self) -> Result<(), Trouble> {
-        for (index, pattern) in PATTERNS.into_iter().enumerate() {
-            self.fill_page(index, pattern)?;
+    /// Loads each edu's buffer from memory and writes it back once: all translations have been used, and are cached.
+    fn exercise(&mut self, all: &[usize]) -> Result<(), Trouble> {
+        for &index in all {
+            self.fill_page(index, plan::pattern(index))?;
             let transfer = Transfer {
                 direction: Direction::ToDevice,
                 memory: plan::EDU_IOVA,
@@ -208,14 +235,14 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
             self.edus[index].start(transfer).map_err(Trouble::at("load a device's buffer"))?;
         }
         self.wait_for_edus()?;
-        for index in 0..3 {
+        for &index in all {
             self.fill_page(index, plan::UNTOUCHED)?;
             self.start_transfer(index)?;
         }
         self.wait_for_edus()?;
-        for index in 0..3 {
+        for &index in all {
             if !self.written(index)? {
-                let who = text::source(self.cast.edus()[index]);
+                let who = text::requester(self.cast.edus[index].requester);
                 return Err(Trouble { step: "exercise the devices", why: who + " did not reach its memory" });
             }
             self.fill_page(index, plan::UNTOUCHED)?;
@@ -232,7 +259,7 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
     /// Whether edu `index`'s transfer has arrived in its page, whole and at its place.
     pub(crate) fn written(&self, index: usize) -> Result<bool, Trouble> {
         let inside = plan::TRANSFER_OFFSET..plan::TRANSFER_OFFSET + plan::TRANSFER_BYTES;
-        let wanted = |offset| if inside.contains(&offset) { PATTERNS[index] } else { plan::UNTOUCHED };
+        let wanted = |offset| if inside.contains(&offset) { plan::pattern(index) } else { plan::UNTOUCHED };
         Ok(differs(self.platform(), self.page(index), PAGE_SIZE, wanted)?.is_none())
     }
 
@@ -257,7 +284,7 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
 
 impl Memory {
     /// Takes the memory: one GiB for sound where the machine has that much above 4 GiB, otherwise 2 MiB.
-    fn take<P: Platform + ?Sized>(platform: &P) -> Result<Self, Trouble> {
+    fn take<P: Platform + ?Sized>(platform: &P, cast: &Cast) -> Result<Self, Trouble> {
         let none = || Trouble::new("take memory for the devices", "there is not enough");
         let above = PhysAddr::new(4 << 30);
         let plenty =
@@ -267,10 +294,18 @@ impl Memory {
         Ok(Self {
             sound: large.or_else(|| take(plan::SOUND_BYTES, 512)).ok_or_else(none)?,
             capture: take(plan::CAPTURE_BYTES, 1).ok_or_else(none)?,
-            transfer: take(PAGE_SIZE, 1).ok_or_else(none)?,
-            targets: take(2 * PAGE_SIZE, 1).ok_or_else(none)?,
+            transfer: take(PAGE_SIZE * cast.kept() as u64, 1).ok_or_else(none)?,
+            targets: take(PAGE_SIZE * (cast.edus.len() - cast.kept()).max(1) as u64, 1).ok_or_else(none)?,
             notes: take(PAGE_SIZE, 1).ok_or_else(none)?,
         })
+    }
+
+    /// The page that edu `index` works on.
+    fn page(&self, cast: &Cast, index: usize) -> PhysAddr {
+        match index.checked_sub(cast.kept()) {
+            None => self.transfer.start().plus(PAGE_SIZE * index as u64),
+            Some(other) => self.targets.start().plus(PAGE_SIZE * other as u64),
+        }
     }
 }
 
@@ -290,18 +325,13 @@ pub(crate) fn differs<P: Platform + ?Sized>(
     Ok(None)
 }
 
-/// The function at `source` as a requester.
-pub(crate) fn requester(source: SourceId) -> Requester {
-    Requester::new(Segment(0), source)
-}
-
-/// A new domain for the function at `source`.
+/// A new domain for a device.
 fn domain<P: Platform + ?Sized>(
     kernel: &Kernel<'_, '_, P>,
     ctx: &mut MaySleep,
-    source: SourceId,
+    who: Requester,
 ) -> Result<DomainHandle, Trouble> {
-    let unit = kernel.iommu.unit_of(requester(source));
+    let unit = kernel.iommu.unit_of(who);
     let unit = unit.ok_or(Trouble::new("make a domain", "no unit watches the device"))?.id();
     kernel.iommu.create_domain(ctx, &[unit], None).map_err(Trouble::at("make a domain"))
 }
@@ -321,40 +351,41 @@ fn map<P: Platform + ?Sized>(
 fn attach<P: Platform + ?Sized>(
     kernel: &Kernel<'_, '_, P>,
     ctx: &mut MaySleep,
-    source: SourceId,
+    who: Requester,
     domain: DomainHandle,
 ) -> Result<(), Trouble> {
-    let aliases = kernel.other_ids(source);
-    let attached = kernel.iommu.attach(ctx, requester(source), &aliases, domain);
+    let aliases = kernel.aliases_of(who);
+    let attached = kernel.iommu.attach(ctx, who, &aliases, domain);
     attached.map_err(Trouble::at("attach a device"))?;
-    super::ats::allow(kernel, ctx, source)?;
-    let unit = kernel.iommu.unit_of(requester(source)).map(Unit::id).unwrap_or_default();
+    if who.segment == Segment(0) {
+        super::ats::allow(kernel, ctx, who.source)?;
+    }
+    let unit = kernel.iommu.unit_of(who).map(Unit::id).unwrap_or_default();
     let domain_id = kernel.iommu.domain_id(domain, unit).unwrap_or_default().0;
-    for id in [source].into_iter().chain(aliases) {
-        let listed = kernel.buses.0.is_listed(id);
-        kernel.platform().event(&Event::Attached { requester: text::source(id), domain_id, listed });
+    for source in [who.source].into_iter().chain(aliases) {
+        let id = Requester::new(who.segment, source);
+        let listed = kernel.is_listed(id);
+        kernel.platform().event(&Event::Attached { requester: text::requester(id), domain_id, listed });
     }
     Ok(())
 }
 
-/// Gives the two requesters that will be cut off a domain and a page each.
-fn expose<P: Platform + ?Sized>(
+/// Gives an edu a domain with its page, and with the memory that firmware reserved for it at its own addresses.
+fn admit<P: Platform + ?Sized>(
     kernel: &Kernel<'_, '_, P>,
     ctx: &mut MaySleep,
-    cast: Cast,
+    (cast, index): (&Cast, usize),
     memory: Memory,
-) -> Result<(), Trouble> {
-    for (index, source) in [cast.cut, cast.hidden].into_iter().enumerate() {
-        if kernel.iommu.domain_of(requester(source)).is_some() {
-            // It arrived reduced to its reserved memory.
-            kernel.iommu.detach(ctx, requester(source)).map_err(Trouble::at("detach a device"))?;
-        }
-        let domain = domain(kernel, ctx, source)?;
-        let page = memory.targets.start().plus(PAGE_SIZE * index as u64).frame();
-        map(kernel, ctx, domain, plan::EDU_IOVA, Extent::one(page))?;
-        attach(kernel, ctx, source, domain)?;
+    reserved: &[(SourceId, Extent)],
+) -> Result<DomainHandle, Trouble> {
+    let Actor { requester: who, .. } = cast.edus[index];
+    let domain = domain(kernel, ctx, who)?;
+    map(kernel, ctx, domain, plan::EDU_IOVA, Extent::one(memory.page(cast, index).frame()))?;
+    for (_, region) in reserved.iter().filter(|(source, _)| requester(*source) == who) {
+        map(kernel, ctx, domain, Iova::new(region.start().get()), *region)?;
     }
-    Ok(())
+    attach(kernel, ctx, who, domain)?;
+    Ok(domain)
 }
 
 /// Writes the tune to memory at `at`.
@@ -371,10 +402,10 @@ fn write_tune<P: Platform + ?Sized>(platform: &P, at: PhysAddr) -> Result<(), Tr
 /// Resets the audio controller and starts both streams.
 fn start_streams<'p, P: Platform + ?Sized>(
     platform: &'p P,
-    cast: Cast,
+    audio: SourceId,
     memory: Memory,
 ) -> Result<(Stream<'p, P>, Stream<'p, P>), Trouble> {
-    let at = devices::registers(platform, cast.audio)?;
+    let at = devices::registers(platform, audio)?;
     let audio = Controller::reset(platform, at).map_err(Trouble::at("reset the audio controller"))?;
     let positions = plan::SOUND_IOVA.plus(plan::POSITIONS);
     audio.set_position_buffer(Some(positions)).map_err(Trouble::at("set the position buffer"))?;
@@ -391,14 +422,14 @@ fn start_streams<'p, P: Platform + ?Sized>(
     Ok((playing, capturing.map_err(Trouble::at("start capturing"))?))
 }
 
-/// The three edus, as they run.
-pub(crate) fn edus<P: Platform + ?Sized>(platform: &P, cast: Cast) -> Result<[Edu<'_, P>; 3], Trouble> {
-    let open = |source| {
-        let at = devices::registers(platform, source)?;
-        Edu::open(platform, at).map_err(Trouble::at("open an edu"))
-    };
-    let [kept, cut, hidden] = cast.edus();
-    Ok([open(kept)?, open(cut)?, open(hidden)?])
+/// The edus of the cast, as they run.
+pub(crate) fn edus<'p, P: Platform + ?Sized>(
+    platform: &'p P,
+    cast: &Cast,
+) -> Result<Vec<Edu<'p, P>>, Trouble> {
+    let open =
+        |actor: &Actor| Edu::open(platform, actor.registers(platform)?).map_err(Trouble::at("open an edu"));
+    cast.edus.iter().map(open).collect()
 }
 
 /// Reports what the buses have.

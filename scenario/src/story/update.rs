@@ -1,23 +1,24 @@
 //! The outgoing kernel's part: preserve, freeze, start the transfers that will be in flight, cut off, jump.
 
+use super::devices::requester;
 use super::host::{Kernel, Machine};
 use super::interrupts;
 use super::notes::Notes;
-use super::scene::{Scene, differs, requester};
+use super::scene::{Scene, differs};
 use super::trouble::Trouble;
 use super::{End, Mutant, Verdict, judge, plan, reduced};
 use crate::event::{Checked, Event, Violation};
 use crate::platform::{Mark, Platform};
 use crate::text;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
 use iommu::DomainHandle;
 use liveupdate::host::{Atomic, Host, MaySleep, TableMemory};
 use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, ReservedMemory, Sealed, Stage, Token};
-use spec::{PAGE_SIZE, PhysAddr, SourceId};
+use spec::{PAGE_SIZE, PhysAddr, Requester, SourceId};
 
-/// Time between the starts of the two transfers that will be refused, so that a unit with a single fault record can hold
+/// Time between the starts of the first and the last of the transfers that will be refused, so that a unit with a single fault record can hold
 /// each fault for itself.
 const BETWEEN_TRANSFERS: u64 = 40_000_000;
 /// The cut-off must begin this soon after the first start, in nanoseconds: a transfer takes about 100 ms.
@@ -27,14 +28,13 @@ const STARTS: u32 = 20;
 
 /// One update, from the first `preserve` to the jump. When it is refused, the devices go on and are judged here.
 pub(crate) fn run<P: Platform + ?Sized>(
-    scene: Scene<'_, '_, P>,
+    mut scene: Scene<'_, '_, P>,
     mut ctx: MaySleep,
     update: u64,
 ) -> Result<End, Trouble> {
     let platform = scene.platform();
     if let Err(why) = timed(platform, "load", || platform.load_successor()) {
         platform.event(&Event::Refused { step: "load the successor".to_string(), why });
-        let mut scene = scene;
         judge::performance(&mut scene)?;
         return super::over(scene, update - 1, Verdict::Refused);
     }
@@ -45,6 +45,7 @@ pub(crate) fn run<P: Platform + ?Sized>(
         preserve(&scene, &mut outgoing, &mut ctx)?;
         reduced::preserve(&scene, &mut outgoing, &mut ctx)
     })?;
+    scene.come_and_go(&mut ctx)?;
     announce(&scene);
     scene.report_queue_errors();
     if Mutant::of(platform) == Some(Mutant::StrayLeaf) {
@@ -102,20 +103,40 @@ fn preserve<'k, 'p, P: Platform + ?Sized>(
         let (token, start, bytes) = (plan::name(token), extent.start().get(), extent.bytes());
         platform.event(&Event::PreservedRegion { token, start, bytes });
     }
-    let kept = [
-        (plan::AUDIO_DOMAIN, Some(scene.audio_domain), plan::AUDIO, scene.cast.audio),
-        (plan::EDU_DOMAIN, scene.edu_domain, plan::EDU, scene.cast.kept),
-    ];
-    for (domain_token, domain, token, source) in kept {
+    let audio = (plan::AUDIO_DOMAIN, Some(scene.audio_domain), plan::AUDIO, requester(scene.cast.audio));
+    let edus = scene.edu_domains.iter().enumerate().map(|(index, domain)| {
+        (plan::edu_domain(index), *domain, plan::edu(index), scene.cast.edus[index].requester)
+    });
+    for (domain_token, domain, token, who) in [audio].into_iter().chain(edus) {
         let Some(domain) = domain else { continue };
+        reduced::declare(scene, outgoing, ctx, who)?;
         preserve_domain(scene.kernel, outgoing, ctx, domain_token, domain)?;
-        let preserved = outgoing.preserve_requester(ctx, token, requester(source));
+        let preserved = outgoing.preserve_requester(ctx, token, who);
         preserved.map_err(Trouble::at("preserve a requester"))?;
-        let domain_id = outgoing.requesters().find(|k| k.token == token).map(|k| k.domain_id.0);
-        let (requester, domain_id) = (text::source(source), domain_id.unwrap_or_default());
-        platform.event(&Event::Preserved { requester, domain_id, token: plan::name(token) });
+        report_preserved(scene.kernel, outgoing, token, who);
     }
     Ok(())
+}
+
+/// Reports a requester that was preserved.
+pub(crate) fn report_preserved<'k, 'p, P: Platform + ?Sized>(
+    kernel: &Kernel<'k, 'p, P>,
+    outgoing: &Outgoing<'k, '_, Kernel<'k, 'p, P>>,
+    token: Token,
+    who: Requester,
+) {
+    let domain_id = outgoing.requesters().find(|k| k.token == token).map(|k| k.domain_id.0);
+    kernel.platform().event(&Event::Preserved {
+        requester: text::requester(who),
+        aliases: ids(who, kernel.aliases_of(who)),
+        domain_id: domain_id.unwrap_or_default(),
+        token: plan::name(token),
+    });
+}
+
+/// Source-ids on a requester's segment, as text.
+fn ids(who: Requester, sources: Vec<SourceId>) -> Vec<String> {
+    sources.into_iter().map(|source| text::requester(Requester::new(who.segment, source))).collect()
 }
 
 pub(crate) fn preserve_domain<'k, 'p, P: Platform + ?Sized>(
@@ -144,12 +165,17 @@ pub(crate) fn preserve_domain<'k, 'p, P: Platform + ?Sized>(
 
 /// Says who will be cut off, and where they aim.
 fn announce<P: Platform + ?Sized>(scene: &Scene<'_, '_, P>) {
-    let buses = &scene.kernel.buses.0;
-    for (index, source) in [(1, scene.cast.cut), (2, scene.cast.hidden)] {
-        let carried = buses.carried_by(source);
+    let kernel = scene.kernel;
+    for index in scene.cast.kept()..scene.cast.edus.len() {
+        let who = scene.cast.edus[index].requester;
+        let carried = kernel.carried(who);
+        let mut others = kernel.aliases_of(who);
+        others.push(who.source);
+        others.retain(|source| *source != carried.source);
         scene.platform().event(&Event::ToCutOff {
-            requester: text::source(carried),
-            listed: buses.is_listed(carried),
+            requester: text::requester(carried),
+            aliases: ids(who, others),
+            listed: kernel.is_listed(carried),
             target_start: scene.page(index).get(),
             target_bytes: PAGE_SIZE,
         });
@@ -249,7 +275,7 @@ fn leave<'k, 'p, P: Platform + ?Sized>(
     }
     sabotage(scene.kernel, mutant, false);
     notes.interrupts = interrupts::in_gap(&scene, &atomic, mutant);
-    notes.busy = scene.edus[0].busy();
+    notes.busy = (0..scene.cast.kept()).filter(|&i| scene.edus[i].busy()).fold(0, |busy, i| busy | 1 << i);
     notes.capturing = scene.capturing.position();
     notes.playing = scene.playing.position();
     // The frame was written to when the scene was built: this cannot fail, and a jump without notes is still a jump.
@@ -266,19 +292,23 @@ fn leave<'k, 'p, P: Platform + ?Sized>(
 /// meanwhile (by its own host) tries again, once the transfers are over and their traces removed.
 fn start_transfers<P: Platform + ?Sized>(scene: &mut Scene<'_, '_, P>) -> Result<(), Trouble> {
     let platform = scene.platform();
+    let (kept, all) = (scene.cast.kept(), scene.cast.edus.len());
+    let crowd = platform.option("crowd").is_some();
+    let between = if crowd { 0 } else { BETWEEN_TRANSFERS / (all - kept).saturating_sub(1).max(1) as u64 };
     for _ in 0..STARTS {
         let first = platform.now();
-        scene.start_transfer(1)?;
-        while platform.now().saturating_sub(first) < BETWEEN_TRANSFERS {
-            platform.relax();
+        for index in kept..all {
+            while platform.now().saturating_sub(first) < between * (index - kept) as u64 {
+                platform.relax();
+            }
+            scene.start_transfer(index)?;
         }
-        scene.start_transfer(2)?;
-        scene.start_transfer(0)?;
+        (0..kept).try_for_each(|index| scene.start_transfer(index))?;
         if platform.now().saturating_sub(first) < LATEST_CUT_OFF {
             return Ok(());
         }
         scene.wait_for_edus()?;
-        (0..3).try_for_each(|index| scene.fill_page(index, plan::UNTOUCHED))?;
+        (0..all).try_for_each(|index| scene.fill_page(index, plan::UNTOUCHED))?;
     }
     Err(Trouble::new("start the transfers", "this machine is held up too often to have them in flight"))
 }
@@ -296,7 +326,7 @@ fn sabotage<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, mutant: Option<Mut
 fn bend_leaf<P: Platform + ?Sized>(scene: &Scene<'_, '_, P>) -> Result<(), Trouble> {
     let kernel = scene.kernel;
     let none = || Trouble::new("bend a leaf", "the leaf is not where it should be");
-    let domain = scene.edu_domain.ok_or_else(none)?;
+    let domain = scene.edu_domains[0].ok_or_else(none)?;
     let mut table = kernel.iommu.top_table(domain).ok_or_else(none)?;
     let levels = kernel.iommu.levels(domain).ok_or_else(none)?;
     let machine: &Machine<'_, P> = kernel.machine;
@@ -316,12 +346,12 @@ fn bend_leaf<P: Platform + ?Sized>(scene: &Scene<'_, '_, P>) -> Result<(), Troub
     Ok(())
 }
 
-/// Whether a requester's target memory is as it was; the offset of the first difference if not.
+/// Whether the target memory of edu `index` is as it was, and whose requests arrive as whose; the offset of the first difference if not.
 pub(crate) fn target_difference<P: Platform + ?Sized>(
     scene: &Scene<'_, '_, P>,
     index: usize,
-) -> Result<(SourceId, Option<u64>), Trouble> {
-    let source = scene.kernel.buses.0.carried_by(scene.cast.edus()[index]);
+) -> Result<(Requester, Option<u64>), Trouble> {
+    let source = scene.kernel.carried(scene.cast.edus[index].requester);
     let difference = differs(scene.platform(), scene.page(index), PAGE_SIZE, |_| plan::UNTOUCHED)?;
     Ok((source, difference))
 }
