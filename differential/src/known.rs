@@ -78,6 +78,16 @@ pub const BUILT_IN: &[BuiltIn] = &[
         "QEMU switches its queue off only when a wait was its last descriptor.",
     ),
     built_in(
+        "tail_restarts_queue",
+        "7.2, 10.0.2",
+        "A queue goes on when software clears its error. QEMU's goes on only when its tail is written.",
+    ),
+    built_in(
+        "no_queue_record",
+        "7.2, 10.0.2",
+        "IQERCD tells which device did not answer, and where a descriptor lies that went wrong. QEMU's reads zero.",
+    ),
+    built_in(
         "pasid_leak",
         "7.2, 10.0.2",
         "The PASID of a fault record means nothing without PP; QEMU shows ones there at times.",

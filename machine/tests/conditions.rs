@@ -123,9 +123,9 @@ fn a_unit_that_refuses_whatever_it_is_given_is_named_and_nothing_hangs() {
 }
 
 #[test]
-fn where_setting_the_root_table_invalidates_nothing_else_does_and_where_it_does_not_everything_is() {
+fn where_setting_a_table_invalidates_nothing_else_does_and_where_it_does_not_everything_is() {
     for own in [false, true] {
-        let unit = plain().with_cap(|c| c.with_esrtps(own));
+        let unit = plain().with_cap(|c| c.with_esrtps(own).with_esirtps(own));
         let run = update(with(3, unit));
         assert_good(&run, &format!("ESRTPS {own}"));
         let trace = run.machine.trace();
@@ -138,8 +138,10 @@ fn where_setting_the_root_table_invalidates_nothing_else_does_and_where_it_does_
                 _ => None,
             })
             .collect();
-        let expected = if own { vec![] } else { vec![Invalidation::Contexts, Invalidation::Translations] };
-        assert_eq!(between, expected, "ESRTPS {own}");
+        let everything =
+            [Invalidation::Contexts, Invalidation::Translations, Invalidation::InterruptEntries(None)];
+        let expected: &[Invalidation] = if own { &[] } else { &everything };
+        assert_eq!(between, expected, "ESRTPS and ESIRTPS {own}");
     }
 }
 
