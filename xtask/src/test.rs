@@ -62,7 +62,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     println!();
     let mut sum = Tally::default();
     for (name, tally) in &results {
-        println!("{name:<20} {tally}");
+        println!("{name:<26} {tally}");
         sum += *tally;
     }
     println!("{sum}");
