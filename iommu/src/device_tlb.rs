@@ -241,7 +241,8 @@ impl<H: Hal> VtdUnit<'_, H> {
         pasids: &[u32],
         pages: Option<(Iova, u8)>,
     ) -> Result<bool, TimedOut> {
-        let Some(queue) = &self.queue else { return Ok(true) };
+        // Without a queue no device can be asked: it counts as silent, not as having answered.
+        let Some(queue) = &self.queue else { return Ok(false) };
         let (address, size) = range(pages);
         let physical = self.physical(tlb);
         let depth = u64::from(tlb.queue_depth % 32);
@@ -269,7 +270,8 @@ impl<H: Hal> VtdUnit<'_, H> {
         source: SourceId,
         tlb: DeviceTlb,
     ) -> Result<bool, TimedOut> {
-        let Some(queue) = &self.queue else { return Ok(true) };
+        // Without a queue no device can be asked: it counts as silent, not as having answered.
+        let Some(queue) = &self.queue else { return Ok(false) };
         if !self.forget_in_device(atomic, source, tlb, &[0], None)? {
             return Ok(false);
         }

@@ -7,7 +7,7 @@ use crate::queue::Queue;
 use crate::registers::{Patience, Registers};
 use crate::{Config, Fault, FaultSummary, Hal, Mode, Origin, VtdUnit};
 use alloc::vec::Vec;
-use liveupdate::host::{Forget, MaySleep, TableMemory, TimedOut, Unit};
+use liveupdate::host::{DeviceTlb, Forget, MaySleep, TableMemory, TimedOut, Unit};
 use spec::fault::Reason;
 use spec::regs::{Cap, Ecap, Gsts, Iqa, RootAddr};
 use spec::{DomainId, Extent, Iova, PhysAddr, Requester};
@@ -71,6 +71,19 @@ fn register_commands_are_never_given_while_a_queue_is_on() {
     forget(&unit, &mut ctx, Forget::Everything).expect("forget");
     assert!(!unit.has_queue() && !unit.status().qies());
     assert_eq!(fake.with_unit(|u| u.misused), 0);
+}
+
+#[test]
+fn a_device_that_nobody_can_ask_did_not_answer() {
+    let (fake, mut ctx) = (Fake::qemu(), MaySleep::at_thread_start());
+    let by_registers = Config { registers_only: true, ..CONFIG };
+    let unit = VtdUnit::set_up(&fake, &mut ctx, UNIT, by_registers).expect("set up");
+    let tlb = DeviceTlb { physical_function: source(0, 3, 0), queue_depth: 1 };
+    let asked = unit.locked(&mut ctx, |atomic| {
+        let all = unit.forget_device(atomic, source(0, 3, 0), tlb);
+        [all, unit.forget_in_device(atomic, source(0, 3, 0), tlb, &[0], None)]
+    });
+    assert_eq!(asked, [Ok(false), Ok(false)], "device-TLBs are invalidated by the queue alone");
 }
 
 #[test]
