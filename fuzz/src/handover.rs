@@ -11,7 +11,7 @@ use inspect::image::{self, Memory, Options};
 use inspect::model::{FindKho, Model};
 use inspect::registers::{Registers, USUAL_BASE};
 use inspect::tables::Hardware;
-use liveupdate::Storage;
+use liveupdate::Room;
 use spec::handover::{Header, SUBNODE};
 use spec::kho::{Blob, write_root};
 use spec::{PAGE_SIZE, PhysAddr, Segment, UnitId};
@@ -145,25 +145,9 @@ fn seal(memory: &mut Sparse, fdt: PhysAddr) {
 
 /// Whether the core takes it.
 fn open(memory: &Sparse, fdt: PhysAddr) -> bool {
-    let (mut regions, mut domains, mut tables, mut requesters) =
-        ([const { None }; 24], [const { None }; 24], [const { None }; 32], [const { None }; 24]);
-    let (mut aliases, mut units, mut contexts, mut runs) =
-        ([const { None }; 24], [const { None }; 4], [const { None }; 16], [const { None }; 80]);
-    let (mut attachments, mut pasid_runs) = ([const { None }; 24], [const { None }; 24]);
-    let storage = Storage {
-        attachments: &mut attachments,
-        pasid_runs: &mut pasid_runs,
-        regions: &mut regions,
-        domains: &mut domains,
-        tables: &mut tables,
-        requesters: &mut requesters,
-        aliases: &mut aliases,
-        units: &mut units,
-        contexts: &mut contexts,
-        runs: &mut runs,
-    };
+    let mut room = Room::<24>::new();
     let _ = memory.reads();
-    let opened = liveupdate::open(memory, fdt, storage);
+    let opened = liveupdate::open(memory, fdt, room.storage());
     let steps = memory.reads();
     assert!(steps <= 100_000, "{steps} reads to open a few KiB");
     if let Ok(opened) = &opened {

@@ -9,7 +9,7 @@ use liveupdate::host::{
     Adoptable, Atomic, Forget, Forgotten, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory,
     RequesterKind, TableMemory, TimedOut, Unit,
 };
-use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, Stage, Storage, Token};
+use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, Room, Stage, Token};
 use spec::context::ContextEntry;
 use spec::regs::{Cap, Ecap, Gsts, RootAddr};
 use spec::root::RootEntry;
@@ -169,44 +169,12 @@ fn build_tables(ram: &Ram) -> Result<(), NoMemory> {
     ram.write(bottom.start(), entry(GUEST).raw())
 }
 
-/// Room for what may be preserved. In a kernel: taken once, at the size you want to allow.
-#[derive(Default)]
-struct Room {
-    regions: [Option<liveupdate::Region>; 4],
-    domains: [Option<liveupdate::Domain>; 4],
-    tables: [Option<liveupdate::TableRun>; 16],
-    requesters: [Option<liveupdate::Kept>; 4],
-    attachments: [Option<liveupdate::Attached>; 4],
-    pasid_runs: [Option<liveupdate::PasidRun>; 0],
-    aliases: [Option<liveupdate::AliasOf>; 4],
-    units: [Option<liveupdate::KeptUnit>; 2],
-    contexts: [Option<liveupdate::ContextRun>; 4],
-    runs: [Option<Extent>; 32],
-}
-
-impl Room {
-    fn storage(&mut self) -> Storage<'_> {
-        Storage {
-            regions: &mut self.regions,
-            domains: &mut self.domains,
-            tables: &mut self.tables,
-            requesters: &mut self.requesters,
-            attachments: &mut self.attachments,
-            pasid_runs: &mut self.pasid_runs,
-            aliases: &mut self.aliases,
-            units: &mut self.units,
-            contexts: &mut self.contexts,
-            runs: &mut self.runs,
-        }
-    }
-}
-
 fn outgoing(ram: &Ram) -> Result<PhysAddr, Box<dyn std::error::Error>> {
     let kernel = Kernel::new(ram);
     let mut ctx = MaySleep::at_thread_start();
     build_tables(ram)?;
 
-    let mut room = Room::default();
+    let mut room = Room::<4>::new(); // in a kernel: taken once, at the size you want to allow
     let mut update = Outgoing::new(&kernel, room.storage());
     update.preserve_region(&mut ctx, Token(1), Extent::one(GUEST), RegionKind::Memory)?;
     let domain = DomainTablesOf {
@@ -239,7 +207,7 @@ fn outgoing(ram: &Ram) -> Result<PhysAddr, Box<dyn std::error::Error>> {
 }
 
 fn incoming(ram: &Ram, fdt: PhysAddr) -> Result<(), Box<dyn std::error::Error>> {
-    let mut room = Room::default();
+    let mut room = Room::<4>::new();
     let opened = liveupdate::open(ram, fdt, room.storage())?;
     opened.for_each_preserved(ram, &mut |run| println!("incoming: {run} is reserved"))?;
 
@@ -258,8 +226,8 @@ fn incoming(ram: &Ram, fdt: PhysAddr) -> Result<(), Box<dyn std::error::Error>> 
     };
     let mut incoming = checked.adopt(&kernel, &mut ctx, &mut reserve, &mut |_| {});
     let guest = incoming.retrieve_region(Token(1))?;
-    let domain = incoming.retrieve_domain(Token(2), &mut |_| {}, &mut |_, _| {})?;
-    let device = incoming.retrieve_requester(Token(3), &mut |_| {}, &mut |_| {})?;
+    let domain = incoming.retrieve_domain(Token(2))?;
+    let device = incoming.retrieve_requester(Token(3))?;
     println!("incoming: {} goes on, guest memory {guest}, top table {}", device.requester, domain.top_table);
     incoming.finish(&mut ctx, &mut |_| {});
     Ok(())

@@ -43,6 +43,7 @@ mod update {
     pub use crate::requester::MAX_ALIASES;
     pub use crate::reserved::ReservedMemory;
     pub use crate::retrieve::{Incoming, RetrieveError, RetrievedDomain, RetrievedPasid, RetrievedRequester};
+    pub use crate::room::Room;
 }
 #[cfg(feature = "update")]
 pub use update::*;
@@ -99,6 +100,8 @@ mod requester;
 mod reserved;
 #[cfg(feature = "update")]
 mod retrieve;
+#[cfg(feature = "update")]
+mod room;
 #[cfg(feature = "update")]
 mod roots;
 #[cfg(feature = "update")]

@@ -6,7 +6,7 @@ use crate::interrupts;
 use crate::mutant::{self, Mutant};
 use crate::open::Opened;
 use spec::scalable::PasidEntry;
-use spec::{DomainId, Extent, PhysAddr, Requester, UnitId};
+use spec::{DomainId, Extent, PhysAddr, Requester, SourceId, UnitId};
 
 /// A retrieved domain: its tables are the host's from now on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,16 +112,11 @@ impl<'s, H: Host> Incoming<'_, 's, H> {
         Ok(region.extent)
     }
 
-    /// The domain under `token`; `run` is called with every run of its table frames, `id` with its id on each unit.
+    /// The domain under `token`. [`Self::tables_of`] and [`Self::domain_ids_of`] say what it is made of.
     ///
     /// # Errors
-    /// [`RetrieveError`]; neither is called then.
-    pub fn retrieve_domain(
-        &mut self,
-        token: Token,
-        run: &mut dyn FnMut(Extent),
-        id: &mut dyn FnMut(UnitId, DomainId),
-    ) -> Result<RetrievedDomain, RetrieveError> {
+    /// [`RetrieveError`].
+    pub fn retrieve_domain(&mut self, token: Token) -> Result<RetrievedDomain, RetrieveError> {
         let book = &mut self.opened.book;
         let index = book.domains.find(|d| d.token == token).map(|(i, _)| i);
         let index = index.ok_or(RetrieveError::Unknown(token))?;
@@ -133,28 +128,33 @@ impl<'s, H: Host> Incoming<'_, 's, H> {
         }
         let Domain { top_table, stage, levels, parent, .. } = *domain;
         let parent = parent.and_then(|parent| book.domains.get(parent)).map(|p| p.token);
-        book.tables.iter().filter(|t| t.domain == index).for_each(|t| run(t.extent));
-        for (unit_index, unit) in book.units.iter() {
-            let user = book.attachments.find(|a| a.unit == unit_index && a.domain == index);
-            if let Some((_, attached)) = user {
-                id(unit.id, attached.domain_id);
-            }
-        }
         Ok(RetrievedDomain { token, top_table, stage, levels, parent })
     }
 
-    /// The requester under `token`, with `alias` called for each alias and `pasid` for each of its PASIDs whose domains were
-    /// retrieved. Its other PASIDs are cut off when this is finished; a driver that compares entries when it takes a
-    /// requester over does so afterwards.
+    /// Every run of table frames of the domain under `token`. None, when it was not retrieved.
+    pub fn tables_of(&self, token: Token) -> impl Iterator<Item = Extent> {
+        let book = &self.opened.book;
+        let index = book.retrieved_domain(token);
+        book.tables.iter().filter(move |t| Some(t.domain) == index).map(|t| t.extent)
+    }
+
+    /// The id of the domain under `token` on each unit where a requester uses it. None, when it was not retrieved.
+    pub fn domain_ids_of(&self, token: Token) -> impl Iterator<Item = (UnitId, DomainId)> {
+        let book = &self.opened.book;
+        let index = book.retrieved_domain(token);
+        book.units.iter().filter_map(move |(unit_index, unit)| {
+            let (_, user) = book.attachments.find(|a| a.unit == unit_index && Some(a.domain) == index)?;
+            Some((unit.id, user.domain_id))
+        })
+    }
+
+    /// The requester under `token`, with those of its PASIDs whose domains were retrieved: [`Self::aliases_of`] and
+    /// [`Self::pasids_of`] name them. Its other PASIDs are cut off when this is finished; a driver that compares entries when
+    /// it takes a requester over does so afterwards.
     ///
     /// # Errors
-    /// [`RetrieveError`]; neither is called then.
-    pub fn retrieve_requester(
-        &mut self,
-        token: Token,
-        alias: &mut dyn FnMut(spec::SourceId),
-        pasid: &mut dyn FnMut(RetrievedPasid),
-    ) -> Result<RetrievedRequester, RetrieveError> {
+    /// [`RetrieveError`].
+    pub fn retrieve_requester(&mut self, token: Token) -> Result<RetrievedRequester, RetrieveError> {
         let book = &mut self.opened.book;
         let any = mutant::on(Mutant::MinusOne) && token.0 == u64::MAX;
         let found = book.requesters.find(|k| k.token == token || any).map(|(i, k)| (i, *k));
@@ -172,30 +172,39 @@ impl<'s, H: Host> Incoming<'_, 's, H> {
             return Err(RetrieveError::DomainFirst { requester: kept.requester, domain });
         }
         book.requesters.get_mut(index).into_iter().for_each(|k| k.retrieved = true);
-        book.aliases.iter().filter(|(_, a)| a.requester == index).for_each(|(_, a)| alias(a.source));
-        let name = |book: &Book<'_>, domain: usize| book.domains.get(domain).map_or(Token(0), |d| d.token);
         for slot in 0..book.attachments.capacity() {
-            let Some(attached) = book.attachments.get(slot).copied().filter(|a| a.requester == index) else {
-                continue;
-            };
-            if !book.is_sound(&attached) || book.not_retrieved(&attached).is_some() {
-                continue;
-            }
-            book.attachments.get_mut(slot).into_iter().for_each(|a| a.retrieved = true);
-            pasid(RetrievedPasid {
-                pasid: attached.pasid,
-                domain: name(book, attached.domain),
-                parent: attached.parent.map(|parent| name(book, parent)),
-                domain_id: attached.domain_id,
-                entry: attached.entry,
-            });
+            let attached = book.attachments.get(slot).copied().filter(|a| a.requester == index);
+            let sound = attached.is_some_and(|a| book.is_sound(&a) && book.not_retrieved(&a).is_none());
+            book.attachments.get_mut(slot).into_iter().filter(|_| sound).for_each(|a| a.retrieved = true);
         }
         Ok(RetrievedRequester {
             token,
             requester: kept.requester,
             unit: book.units.get(kept.unit).map(|u| u.id).unwrap_or_default(),
-            domain: without_pasid.map(|a| (name(book, a.domain), a.domain_id)),
+            domain: without_pasid.map(|a| (book.name_of(a.domain), a.domain_id)),
             device_tlb: kept.device_tlb,
+        })
+    }
+
+    /// The aliases of the requester under `token`: further source-ids of its requests. None, when it was not retrieved.
+    pub fn aliases_of(&self, token: Token) -> impl Iterator<Item = SourceId> {
+        let book = &self.opened.book;
+        let index = book.retrieved_requester(token);
+        book.aliases.iter().filter(move |(_, a)| Some(a.requester) == index).map(|(_, a)| a.source)
+    }
+
+    /// The PASIDs that were retrieved with the requester under `token`. None, when it was not.
+    pub fn pasids_of(&self, token: Token) -> impl Iterator<Item = RetrievedPasid> {
+        let book = &self.opened.book;
+        let index = book.retrieved_requester(token);
+        let retrieved =
+            book.attachments.iter().filter(move |(_, a)| Some(a.requester) == index && a.retrieved);
+        retrieved.map(|(_, attached)| RetrievedPasid {
+            pasid: attached.pasid,
+            domain: book.name_of(attached.domain),
+            parent: attached.parent.map(|parent| book.name_of(parent)),
+            domain_id: attached.domain_id,
+            entry: attached.entry,
         })
     }
 
@@ -236,6 +245,20 @@ impl<'s, H: Host> Incoming<'_, 's, H> {
 }
 
 impl Book<'_> {
+    fn retrieved_domain(&self, token: Token) -> Option<usize> {
+        let kept = |d: &Domain| d.token == token && d.state == DomainState::Retrieved;
+        self.domains.find(kept).map(|(index, _)| index)
+    }
+
+    fn retrieved_requester(&self, token: Token) -> Option<usize> {
+        self.requesters.find(|k| k.token == token && k.retrieved).map(|(index, _)| index)
+    }
+
+    /// The name of the domain at `index`, which is one.
+    fn name_of(&self, index: usize) -> Token {
+        self.domains.get(index).map_or(Token(0), |d| d.token)
+    }
+
     /// The first domain of a PASID that nobody retrieved yet.
     fn not_retrieved(&self, attached: &Attached) -> Option<Token> {
         let domains = attached.parent.into_iter().chain([attached.domain]);

@@ -4,13 +4,15 @@
 mod common;
 
 use common::host::{Buses, Host};
-use common::port::{Port, Store};
+use common::port::Port;
 use holdover_machine::{Machine, MachineConfig, TraceLine, UnitConfig, pci};
 use iommu::driver::Setup;
 use iommu::table::format::Stage as DriverStage;
 use iommu::{Access, Attachment, Config, DomainHandle, GuestTables, Iommu, Mode, UnitDescription};
 use liveupdate::host::{Adoptable, Atomic, MaySleep, TableMemory, Unit};
-use liveupdate::{DomainTablesOf, FreezeInput, Incoming, Outgoing, RegionKind, ReservedMemory, Stage, Token};
+use liveupdate::{
+    DomainTablesOf, FreezeInput, Incoming, Outgoing, RegionKind, ReservedMemory, Room, Stage, Token,
+};
 use scenario::platform::Platform;
 use spec::{Extent, Iova, PhysAddr, Requester, Segment, SourceId};
 use std::collections::BTreeMap;
@@ -125,8 +127,8 @@ fn outgoing(machine: &Machine, mode: Mode) -> (PhysAddr, [Option<u64>; 4]) {
     assert_eq!(before[2], Some(guest_memory.start().get() + 3 * 0x1000 + 16));
 
     let port = Port::new(&host, &iommu);
-    let mut store = Store::default();
-    let mut update = Outgoing::new(&port, store.storage());
+    let mut room = Room::<16>::new();
+    let mut update = Outgoing::new(&port, room.storage());
     update.preserve_region(&mut ctx, GUEST_MEMORY, guest_memory, RegionKind::Memory).unwrap();
     update.preserve_region(&mut ctx, SHARED_MEMORY, shared_memory, RegionKind::Memory).unwrap();
     let (mut one, mut two) = (Vec::new(), Vec::new());
@@ -164,21 +166,20 @@ fn retrieve<'m>(
 ) -> BTreeMap<Token, DomainHandle> {
     let mut handles = BTreeMap::new();
     for token in [GUEST, SHARED, PROCESS] {
-        let (mut tables, mut ids) = (Vec::new(), Vec::new());
-        let got =
-            incoming.retrieve_domain(token, &mut |run| tables.push(run), &mut |u, id| ids.push((u, id)));
-        let got = got.unwrap();
+        let got = incoming.retrieve_domain(token).unwrap();
         if got.parent.is_some() {
             continue; // the guest keeps its tables
         }
         let stage = if got.stage == Stage::Second { DriverStage::Second } else { DriverStage::First };
+        let tables: Vec<_> = incoming.tables_of(token).collect();
+        let ids: Vec<_> = incoming.domain_ids_of(token).collect();
         let handle =
             iommu.import_staged_domain(ctx, stage, got.top_table, got.levels, &ids, &tables).unwrap();
         handles.insert(token, handle);
     }
     for token in [NIC_TOKEN, GPU_TOKEN] {
-        let mut pasids = Vec::new();
-        let got = incoming.retrieve_requester(token, &mut |_| (), &mut |pasid| {
+        let requester = incoming.retrieve_requester(token).unwrap().requester;
+        let pasids = incoming.pasids_of(token).map(|pasid| {
             let what = match pasid.parent {
                 None => Attachment::Domain(handles[&pasid.domain]),
                 Some(parent) => {
@@ -187,9 +188,9 @@ fn retrieve<'m>(
                     Attachment::Nested { first, parent: handles[&parent] }
                 }
             };
-            pasids.push((pasid.pasid, what));
+            (pasid.pasid, what)
         });
-        iommu.import_pasids(ctx, got.unwrap().requester, &[], &pasids).unwrap();
+        iommu.import_pasids(ctx, requester, &[], &pasids.collect::<Vec<_>>()).unwrap();
     }
     handles
 }
@@ -202,8 +203,8 @@ fn every_pasid_that_was_preserved_goes_on_through_a_whole_update_and_no_other() 
         assert_eq!((reach(&machine), strangers(&machine)), (before, [None; 3]), "in the gap");
 
         let host = Host::boot_in(&machine, MEMORY, 1);
-        let mut store = Store::default();
-        let opened = liveupdate::open(&host, fdt, store.storage()).unwrap();
+        let mut room = Room::<16>::new();
+        let opened = liveupdate::open(&host, fdt, room.storage()).unwrap();
         opened.for_each_preserved(&host, &mut |run| host.kernel.reserve(run)).unwrap();
         let mut ctx = MaySleep::at_thread_start();
         let iommu = Iommu::take_over(&host, &mut ctx, setup(mode)).unwrap();

@@ -72,18 +72,20 @@ fn from_preserve_to_retrieve_the_devices_never_miss_a_translation() {
     assert!(scene.machine.take_steps().iter().all(|s| !matches!(s, Step::Disable(_))));
 
     assert_eq!(incoming.retrieve_region(SOUND), Ok(sound()));
-    let (mut runs, mut ids) = (Vec::new(), Vec::new());
-    let domain =
-        incoming.retrieve_domain(DISK_DOMAIN, &mut |r| runs.push(r), &mut |u, id| ids.push((u, id))).unwrap();
+    let domain = incoming.retrieve_domain(DISK_DOMAIN).unwrap();
     assert_eq!((domain.top_table, domain.levels), (scene.disk.top, 4));
-    assert!(runs.iter().any(|r| r.contains(scene.disk.top.frame())));
-    assert_eq!(ids, [(unit, DomainId(8))]);
-    let (mut aliases, mut pasids) = (Vec::new(), Vec::new());
-    let disk =
-        incoming.retrieve_requester(DISK, &mut |a| aliases.push(a), &mut |p| pasids.push(p.pasid)).unwrap();
+    assert!(incoming.tables_of(DISK_DOMAIN).any(|r| r.contains(scene.disk.top.frame())));
+    assert!(incoming.domain_ids_of(DISK_DOMAIN).eq([(unit, DomainId(8))]));
+    assert_eq!(
+        (incoming.aliases_of(DISK).count(), incoming.pasids_of(DISK).count()),
+        (0, 0),
+        "not retrieved"
+    );
+    let disk = incoming.retrieve_requester(DISK).unwrap();
     assert_eq!((disk.requester, disk.unit), (requester(DISK_SOURCE), unit));
     assert_eq!(disk.domain, Some((DISK_DOMAIN, DomainId(8))));
-    assert_eq!((aliases, pasids), (vec![DISK_ALIAS], vec![0]));
+    assert!(incoming.aliases_of(DISK).eq([DISK_ALIAS]));
+    assert!(incoming.pasids_of(DISK).map(|p| p.pasid).eq([0]));
 }
 
 #[test]
@@ -121,12 +123,12 @@ fn what_cannot_be_retrieved_is_refused_by_name() {
         Err(RetrieveError::Unknown(AUDIO_DOMAIN)),
         "no region"
     );
-    let early = incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ());
+    let early = incoming.retrieve_requester(AUDIO);
     let (requester, domain) = (requester(AUDIO_SOURCE), AUDIO_DOMAIN);
     assert_eq!(early, Err(RetrieveError::DomainFirst { requester, domain }));
     assert!(early.unwrap_err().to_string().contains("before its requester"));
-    assert!(incoming.retrieve_domain(SOUND, &mut |_| (), &mut |_, _| ()).is_err());
-    assert!(incoming.retrieve_requester(DISK_DOMAIN, &mut |_| (), &mut |_| ()).is_err());
+    assert!(incoming.retrieve_domain(SOUND).is_err());
+    assert!(incoming.retrieve_requester(DISK_DOMAIN).is_err());
     let mut tokens = BTreeSet::new();
     incoming.for_each_token(&mut |t| assert!(tokens.insert(t)));
     assert_eq!(tokens, [SOUND, DISK_MEMORY, BAR, AUDIO_DOMAIN, DISK_DOMAIN, AUDIO, DISK].into());
@@ -149,19 +151,10 @@ fn lesson_04_the_highest_numbers_are_names_like_any_other() {
     machine.jump(&container);
     let mut store = Store::of(16);
     let (mut incoming, ..) = adopt(&scene, &container, &mut store, &mut |_, _| true);
-    incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
-    assert_eq!(
-        incoming.retrieve_requester(HIGHEST, &mut |_| (), &mut |_| ()).unwrap().requester,
-        requester(last)
-    );
-    assert_eq!(
-        incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ()).unwrap().requester,
-        requester(AUDIO_SOURCE)
-    );
-    assert_eq!(
-        incoming.retrieve_domain(HIGHEST, &mut |_| (), &mut |_, _| ()),
-        Err(RetrieveError::Unknown(HIGHEST))
-    );
+    incoming.retrieve_domain(AUDIO_DOMAIN).unwrap();
+    assert_eq!(incoming.retrieve_requester(HIGHEST).unwrap().requester, requester(last));
+    assert_eq!(incoming.retrieve_requester(AUDIO).unwrap().requester, requester(AUDIO_SOURCE));
+    assert_eq!(incoming.retrieve_domain(HIGHEST), Err(RetrieveError::Unknown(HIGHEST)));
 }
 
 #[test]
@@ -172,12 +165,11 @@ fn lesson_10_nothing_is_retrieved_twice() {
     let (mut incoming, ..) = adopt(&scene, &container, &mut store, &mut |_, _| true);
     incoming.retrieve_region(SOUND).unwrap();
     assert_eq!(incoming.retrieve_region(SOUND), Err(RetrieveError::Twice(SOUND)));
-    incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
-    let again =
-        incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| panic!("no run"), &mut |_, _| panic!("no id"));
+    incoming.retrieve_domain(AUDIO_DOMAIN).unwrap();
+    let again = incoming.retrieve_domain(AUDIO_DOMAIN);
     assert_eq!(again, Err(RetrieveError::Twice(AUDIO_DOMAIN)));
-    incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ()).unwrap();
-    let again = incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ());
+    incoming.retrieve_requester(AUDIO).unwrap();
+    let again = incoming.retrieve_requester(AUDIO);
     assert_eq!(again, Err(RetrieveError::Twice(AUDIO)));
 }
 
@@ -191,11 +183,11 @@ fn lesson_13_tokens_of_64_bits_survive_whole() {
         assert!(token.0 > u64::from(u32::MAX));
         let cut = Token(token.0 & 0xffff_ffff);
         assert!(incoming.retrieve_region(cut).is_err() || cut == BAR);
-        assert!(incoming.retrieve_domain(cut, &mut |_| (), &mut |_, _| ()).is_err());
+        assert!(incoming.retrieve_domain(cut).is_err());
     }
     assert_eq!(incoming.retrieve_region(DISK_MEMORY), Ok(disk_memory()));
-    let domain = incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
-    let requester = incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ()).unwrap();
+    let domain = incoming.retrieve_domain(AUDIO_DOMAIN).unwrap();
+    let requester = incoming.retrieve_requester(AUDIO).unwrap();
     assert_eq!((domain.token, requester.token), (AUDIO_DOMAIN, AUDIO));
 }
 
@@ -218,14 +210,11 @@ fn a_domain_that_fails_its_checks_is_blocked_alone_and_forgotten() {
     }
     scene.machine.dma(AUDIO_SOURCE, IOVA).unwrap();
     assert!(incoming.is_blocked(DISK_DOMAIN) && !incoming.is_blocked(AUDIO_DOMAIN));
-    let refused = incoming.retrieve_domain(DISK_DOMAIN, &mut |_| (), &mut |_, _| ());
+    let refused = incoming.retrieve_domain(DISK_DOMAIN);
     assert_eq!(refused, Err(RetrieveError::Blocked(DISK_DOMAIN)));
-    assert_eq!(
-        incoming.retrieve_requester(DISK, &mut |_| (), &mut |_| ()),
-        Err(RetrieveError::Blocked(DISK))
-    );
-    incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
-    incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ()).unwrap();
+    assert_eq!(incoming.retrieve_requester(DISK), Err(RetrieveError::Blocked(DISK)));
+    incoming.retrieve_domain(AUDIO_DOMAIN).unwrap();
+    incoming.retrieve_requester(AUDIO).unwrap();
 }
 
 #[test]
@@ -307,9 +296,9 @@ fn a_unit_that_is_missing_takes_its_domains_with_it_and_no_other() {
     assert!(!events.contains(&AdoptEvent::Adopted(missing)));
     assert_eq!(blocked(&events), [DISK_DOMAIN]);
     assert_eq!(ids, [(scene.machine.units[0].id, DomainId(7))]);
-    incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
+    incoming.retrieve_domain(AUDIO_DOMAIN).unwrap();
     // What the missing unit may still reach is not given away.
-    incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ()).unwrap();
+    incoming.retrieve_requester(AUDIO).unwrap();
     scene.machine.take_steps();
     incoming.finish(&mut MaySleep::at_thread_start(), &mut |_| ());
     assert!(!scene.machine.take_steps().iter().any(|s| matches!(s, Step::GiveBack(_))));
@@ -395,10 +384,10 @@ fn two_updates_in_a_row_carry_the_same_things() {
             incoming.retrieve_region(region).unwrap();
         }
         for domain in [AUDIO_DOMAIN, DISK_DOMAIN] {
-            incoming.retrieve_domain(domain, &mut |_| (), &mut |_, _| ()).unwrap();
+            incoming.retrieve_domain(domain).unwrap();
         }
         for who in [AUDIO, DISK] {
-            incoming.retrieve_requester(who, &mut |_| (), &mut |_| ()).unwrap();
+            incoming.retrieve_requester(who).unwrap();
         }
         let mut ctx = MaySleep::at_thread_start();
         assert_eq!(incoming.finish(&mut ctx, &mut |_| ()), 0);

@@ -79,11 +79,10 @@ fn the_bridge_stays_with_whichever_of_them_is_retrieved_and_goes_with_the_last()
         assert_eq!(translated(&scene), [true; 3]);
         let mut store = Store::of(16);
         let mut incoming = adopt(&scene, &container, &mut store);
-        incoming.retrieve_domain(DISK_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
+        incoming.retrieve_domain(DISK_DOMAIN).unwrap();
         for token in retrieved {
-            let mut aliases = Vec::new();
-            incoming.retrieve_requester(*token, &mut |a| aliases.push(a), &mut |_| ()).unwrap();
-            assert_eq!(aliases, [DISK_ALIAS]);
+            incoming.retrieve_requester(*token).unwrap();
+            assert!(incoming.aliases_of(*token).eq([DISK_ALIAS]));
         }
         incoming.finish(&mut MaySleep::at_thread_start(), &mut |_| ());
         assert_eq!(translated(&scene), expected);

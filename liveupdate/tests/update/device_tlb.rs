@@ -108,10 +108,9 @@ fn what_is_known_of_a_device_is_handed_over_and_told_at_retrieval() {
     let checked = check(&scene.machine, &container, &mut store);
     assert_eq!(checked.violations, 0);
     let mut incoming = checked.adopt(&scene.machine, &mut ctx, &mut |_, _| true, &mut |_| ());
-    incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
-    incoming.retrieve_domain(DISK_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
-    let mut retrieve =
-        |token: Token| incoming.retrieve_requester(token, &mut |_| (), &mut |_| ()).unwrap().device_tlb;
+    incoming.retrieve_domain(AUDIO_DOMAIN).unwrap();
+    incoming.retrieve_domain(DISK_DOMAIN).unwrap();
+    let mut retrieve = |token: Token| incoming.retrieve_requester(token).unwrap().device_tlb;
     assert_eq!(retrieve(AUDIO), Some(tlb(AUDIO_SOURCE)));
     assert_eq!(retrieve(DISK), None, "it has no ATS");
 }

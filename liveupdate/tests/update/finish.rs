@@ -16,8 +16,8 @@ fn adopt<'h, 's>(scene: &'h Scene, container: &Container, store: &'s mut Store) 
 }
 
 fn retrieve(incoming: &mut Incoming<'_, '_, Machine>, domain: Token, requester: Token) {
-    incoming.retrieve_domain(domain, &mut |_| (), &mut |_, _| ()).unwrap();
-    incoming.retrieve_requester(requester, &mut |_| (), &mut |_| ()).unwrap();
+    incoming.retrieve_domain(domain).unwrap();
+    incoming.retrieve_requester(requester).unwrap();
 }
 
 fn given(steps: &[Step]) -> Vec<Extent> {
@@ -104,7 +104,7 @@ fn a_requester_left_behind_in_a_retrieved_domain_goes_and_the_domain_stays() {
     let container = scene.update();
     let mut store = Store::of(16);
     let mut incoming = adopt(&scene, &container, &mut store);
-    incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
+    incoming.retrieve_domain(AUDIO_DOMAIN).unwrap();
     let (cut, _) = finish(incoming);
     assert_eq!(cut, 2);
     assert!(scene.machine.dma(AUDIO_SOURCE, IOVA).is_err());

@@ -60,8 +60,8 @@ fn adopt<'h, 's>(
 
 fn retrieve_all(incoming: &mut Incoming<'_, '_, Machine>) {
     for (domain, who) in [(AUDIO_DOMAIN, AUDIO), (DISK_DOMAIN, DISK)] {
-        incoming.retrieve_domain(domain, &mut |_| (), &mut |_, _| ()).unwrap();
-        incoming.retrieve_requester(who, &mut |_| (), &mut |_| ()).unwrap();
+        incoming.retrieve_domain(domain).unwrap();
+        incoming.retrieve_requester(who).unwrap();
     }
 }
 
@@ -272,8 +272,8 @@ fn finish_clears_the_entries_of_whoever_was_not_retrieved() {
     let container = scene.update();
     let mut store = Store::of(16);
     let (mut incoming, ..) = adopt(&scene, &container, &mut store);
-    incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
-    incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ()).unwrap();
+    incoming.retrieve_domain(AUDIO_DOMAIN).unwrap();
+    incoming.retrieve_requester(AUDIO).unwrap();
     assert_eq!(scene.machine.interrupt(0, DISK_SOURCE, FAR), Some(0x43));
     incoming.finish(&mut MaySleep::at_thread_start(), &mut |_| ());
     assert_eq!(scene.machine.interrupt(0, DISK_SOURCE, FAR), None, "forgotten, too");
@@ -306,8 +306,8 @@ fn an_entry_that_changed_in_the_gap_blocks_its_requesters_domain_alone_and_goes(
     assert_eq!(blocked, [&AdoptEvent::Blocked(AUDIO_DOMAIN)]);
     assert_eq!(scene.machine.interrupt(0, AUDIO_SOURCE, OWN), None);
     assert_eq!(scene.machine.interrupt(0, DISK_SOURCE, FAR), Some(0x43));
-    incoming.retrieve_domain(DISK_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
-    incoming.retrieve_requester(DISK, &mut |_| (), &mut |_| ()).unwrap();
+    incoming.retrieve_domain(DISK_DOMAIN).unwrap();
+    incoming.retrieve_requester(DISK).unwrap();
 }
 
 #[test]
@@ -328,8 +328,8 @@ fn a_unit_that_does_not_confirm_keeps_frames_from_being_given_back() {
     let container = scene.update();
     let mut store = Store::of(16);
     let (mut incoming, ..) = adopt(&scene, &container, &mut store);
-    incoming.retrieve_domain(AUDIO_DOMAIN, &mut |_| (), &mut |_, _| ()).unwrap();
-    incoming.retrieve_requester(AUDIO, &mut |_| (), &mut |_| ()).unwrap();
+    incoming.retrieve_domain(AUDIO_DOMAIN).unwrap();
+    incoming.retrieve_requester(AUDIO).unwrap();
     scene.machine.units[0].hangs.set(true);
     scene.machine.take_steps();
     let mut late = 0;

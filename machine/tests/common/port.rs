@@ -6,46 +6,10 @@ use iommu::{Iommu, VtdUnit};
 use liveupdate::host::{
     Adoptable, Atomic, FrameKeeper, KeepError, Level, MaySleep, NoMemory, RequesterKind, TableMemory,
 };
-use liveupdate::{
-    AliasOf, Attached, ContextRun, Domain, Kept, KeptUnit, PasidRun, Region, Storage, TableRun,
-};
 use scenario::platform::Platform;
 use spec::{Extent, PhysAddr, Requester, SourceId, UnitId};
 use std::cell::RefCell;
 use std::fmt;
-
-/// Storage for a book.
-#[derive(Default)]
-pub(crate) struct Store {
-    regions: [Option<Region>; 8],
-    domains: [Option<Domain>; 8],
-    tables: [Option<TableRun>; 16],
-    requesters: [Option<Kept>; 4],
-    attachments: [Option<Attached>; 16],
-    pasid_runs: [Option<PasidRun>; 16],
-    aliases: [Option<AliasOf>; 4],
-    units: [Option<KeptUnit>; 2],
-    contexts: [Option<ContextRun>; 4],
-    runs: Vec<Option<Extent>>,
-}
-
-impl Store {
-    pub(crate) fn storage(&mut self) -> Storage<'_> {
-        self.runs = vec![None; 64];
-        Storage {
-            regions: &mut self.regions,
-            domains: &mut self.domains,
-            tables: &mut self.tables,
-            requesters: &mut self.requesters,
-            attachments: &mut self.attachments,
-            pasid_runs: &mut self.pasid_runs,
-            aliases: &mut self.aliases,
-            units: &mut self.units,
-            contexts: &mut self.contexts,
-            runs: &mut self.runs,
-        }
-    }
-}
 
 /// A kernel with its driver.
 pub(crate) struct Port<'k, 'm> {

@@ -30,13 +30,13 @@ pub(crate) struct Arrival<'s> {
 pub(crate) fn open<'s, P: Platform + ?Sized>(
     machine: &Machine<'_, P>,
     fdt: PhysAddr,
-    store: &'s mut store::Store,
+    room: &'s mut store::Room,
     log: &mut FaultLog,
 ) -> Result<Arrival<'s>, Trouble> {
     let platform = machine.platform;
     let mut phases = Vec::new();
     let start = platform.now();
-    let opened = liveupdate::open(machine, fdt, store.storage()).map_err(Trouble::at("open the handover"))?;
+    let opened = liveupdate::open(machine, fdt, room.storage()).map_err(Trouble::at("open the handover"))?;
     let mut keep = Vec::new();
     let mapped = opened.for_each_preserved(machine, &mut |run| keep.push(run));
     mapped.map_err(Trouble::at("read the map of preserved memory"))?;
@@ -227,10 +227,9 @@ pub(crate) fn retrieve_domain<'k, 'p, P: Platform + ?Sized>(
     incoming: &mut Incoming<'k, '_, Kernel<'k, 'p, P>>,
     token: Token,
 ) -> Result<DomainHandle, Trouble> {
-    let (mut tables, mut ids) = (Vec::new(), Vec::new());
-    let retrieved =
-        incoming.retrieve_domain(token, &mut |run| tables.push(run), &mut |unit, id| ids.push((unit, id)));
-    let domain = retrieved.map_err(Trouble::at("retrieve a domain"))?;
+    let domain = incoming.retrieve_domain(token).map_err(Trouble::at("retrieve a domain"))?;
+    let tables: Vec<_> = incoming.tables_of(token).collect();
+    let ids: Vec<_> = incoming.domain_ids_of(token).collect();
     let imported = kernel.iommu.import_domain(ctx, domain.top_table, domain.levels, &ids, &tables);
     let handle = imported.map_err(Trouble::at("import a domain"))?;
     kernel.platform().event(&Event::Retrieved { what: "domain".to_string(), token: plan::name(token) });
@@ -244,9 +243,8 @@ pub(crate) fn retrieve_requester<'k, 'p, P: Platform + ?Sized>(
     token: Token,
     domain: DomainHandle,
 ) -> Result<Requester, Trouble> {
-    let mut aliases = Vec::new();
-    let retrieved = incoming.retrieve_requester(token, &mut |alias| aliases.push(alias), &mut |_| {});
-    let retrieved = retrieved.map_err(Trouble::at("retrieve a requester"))?;
+    let retrieved = incoming.retrieve_requester(token).map_err(Trouble::at("retrieve a requester"))?;
+    let aliases: Vec<_> = incoming.aliases_of(token).collect();
     let requester = retrieved.requester;
     let imported = kernel.iommu.import_requester(ctx, requester, &aliases, domain);
     imported.map_err(Trouble::at("import a requester"))?;

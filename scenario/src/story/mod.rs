@@ -82,9 +82,9 @@ fn live<P: Platform + ?Sized>(platform: &P, handover: Option<PhysAddr>, update: 
     let mut ctx = MaySleep::at_thread_start();
     let machine = host::Machine::new(platform);
     let units = units::find(platform)?;
-    let mut store = store::Store::new();
+    let mut room = store::room();
     let mut log = fault_log::FaultLog::new(&units);
-    let opened = handover.map(|fdt| arrive::open(&machine, fdt, &mut store, &mut log));
+    let opened = handover.map(|fdt| arrive::open(&machine, fdt, &mut room, &mut log));
     if let Some(Err(_)) = opened {
         machine.only.set(platform.spare());
     }

@@ -39,8 +39,8 @@ pub(crate) fn run<P: Platform + ?Sized>(
         return super::over(scene, update - 1, Verdict::Refused);
     }
     interrupts::before(&scene, &mut ctx)?;
-    let mut store = super::store::Store::new();
-    let mut outgoing = Outgoing::new(scene.kernel, store.storage());
+    let mut room = super::store::room();
+    let mut outgoing = Outgoing::new(scene.kernel, room.storage());
     timed(platform, "preserve", || {
         preserve(&scene, &mut outgoing, &mut ctx)?;
         reduced::preserve(&scene, &mut outgoing, &mut ctx)

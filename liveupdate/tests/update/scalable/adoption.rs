@@ -26,14 +26,13 @@ pub(super) fn adopt<'h, 's>(
 
 /// Retrieves a requester: its PASIDs.
 pub(super) fn retrieve(incoming: &mut Incoming<'_, '_, Machine>, token: Token) -> Vec<RetrievedPasid> {
-    let mut pasids = Vec::new();
-    incoming.retrieve_requester(token, &mut |_| (), &mut |p| pasids.push(p)).unwrap();
-    pasids
+    incoming.retrieve_requester(token).unwrap();
+    incoming.pasids_of(token).collect()
 }
 
 pub(super) fn retrieve_domains(incoming: &mut Incoming<'_, '_, Machine>, tokens: &[Token]) {
     for token in tokens {
-        incoming.retrieve_domain(*token, &mut |_| (), &mut |_, _| ()).unwrap();
+        incoming.retrieve_domain(*token).unwrap();
     }
 }
 
@@ -58,10 +57,11 @@ fn from_preserve_to_finish_the_devices_never_miss_a_translation() {
     scene.all_is_well();
     assert!(scene.machine.take_steps().iter().all(|s| !matches!(s, Step::Disable(_))));
 
-    let process = incoming.retrieve_domain(PROCESS_DOMAIN, &mut |_| (), &mut |u, id| ids.push((u, id.0)));
-    let process = process.unwrap();
+    let process = incoming.retrieve_domain(PROCESS_DOMAIN).unwrap();
     assert_eq!((process.top_table, process.stage, process.levels), (scene.process.top, Stage::First, 4));
-    assert_eq!((process.parent, ids.last()), (Some(GUEST_DOMAIN), Some(&(unit, 9))));
+    assert_eq!(process.parent, Some(GUEST_DOMAIN));
+    assert!(incoming.domain_ids_of(PROCESS_DOMAIN).eq([(unit, DomainId(9))]));
+    assert!(incoming.domain_ids_of(GUEST_DOMAIN).eq([]), "not retrieved yet");
     retrieve_domains(&mut incoming, &[GUEST_DOMAIN, SHARED_DOMAIN]);
     let pasids = retrieve(&mut incoming, NIC);
     let told: Vec<_> = pasids.iter().map(|p| (p.pasid, p.domain, p.parent, p.domain_id.0)).collect();
@@ -73,7 +73,8 @@ fn from_preserve_to_finish_the_devices_never_miss_a_translation() {
     assert_eq!(told, expected);
     let pointer = pasids[2].entry.first_stage_table().get();
     assert_eq!(pointer, IOVA + 0x1000 * PROCESS_TABLES, "as the guest says it");
-    let gpu = incoming.retrieve_requester(GPU, &mut |_| (), &mut |p| assert_eq!(p.pasid, 1)).unwrap();
+    let gpu = incoming.retrieve_requester(GPU).unwrap();
+    assert!(incoming.pasids_of(GPU).map(|p| p.pasid).eq([1]));
     assert_eq!((gpu.requester, gpu.domain), (requester(GPU_SOURCE), Some((SHARED_DOMAIN, DomainId(8)))));
     assert_eq!(incoming.finish(&mut MaySleep::at_thread_start(), &mut |_| ()), 0);
     scene.all_is_well();
@@ -103,14 +104,14 @@ fn domains_come_before_their_requester_and_nothing_is_retrieved_twice() {
     let container = scene.update();
     let mut store = Store::of(16);
     let (mut incoming, ..) = adopt(&scene, &container, &mut store, &mut |_, _| true);
-    let early = incoming.retrieve_requester(NIC, &mut |_| (), &mut |_| panic!("no PASID"));
+    let early = incoming.retrieve_requester(NIC);
     let (requester, domain) = (requester(NIC_SOURCE), GUEST_DOMAIN);
     assert_eq!(early, Err(RetrieveError::DomainFirst { requester, domain }));
     // A nested PASID needs both its domains; without them it is left.
     retrieve_domains(&mut incoming, &[GUEST_DOMAIN]);
     let pasids: Vec<_> = retrieve(&mut incoming, NIC).iter().map(|p| p.pasid).collect();
     assert_eq!(pasids, [0]);
-    let again = incoming.retrieve_requester(NIC, &mut |_| panic!("no alias"), &mut |_| panic!("no PASID"));
+    let again = incoming.retrieve_requester(NIC);
     assert_eq!(again, Err(RetrieveError::Twice(NIC)), "lesson 10");
 }
 

@@ -180,12 +180,12 @@ fn lesson_11_a_requester_goes_on_with_the_pasids_that_are_sound_and_gets_no_othe
     let mut store = Store::of(16);
     let (mut incoming, ..) = adopt(&scene, &container, &mut store, &mut |_, _| true);
     for token in [GUEST_DOMAIN, PROCESS_DOMAIN] {
-        let refused = incoming.retrieve_domain(token, &mut |_| (), &mut |_, _| ());
+        let refused = incoming.retrieve_domain(token);
         assert_eq!(refused, Err(RetrieveError::Blocked(token)));
     }
     retrieve_domains(&mut incoming, &[SHARED_DOMAIN]);
-    let mut pasids = Vec::new();
-    let nic = incoming.retrieve_requester(NIC, &mut |_| (), &mut |p| pasids.push(p.pasid)).unwrap();
+    let nic = incoming.retrieve_requester(NIC).unwrap();
+    let pasids: Vec<_> = incoming.pasids_of(NIC).map(|p| p.pasid).collect();
     assert_eq!((nic.domain, pasids), (None, vec![SHARED_PASID]));
     assert_eq!(scene.machine.dma(NIC_SOURCE, IOVA), Err(Blocked::Pasid));
     let entry = scene.machine.pasid_entry_at(scene.nic, 0);
@@ -200,7 +200,7 @@ fn a_requester_without_a_sound_pasid_cannot_be_retrieved() {
     scene.machine.set(scene.machine.entry(scene.shared, SHARED_IOVA, 0), 0x3000_0000 | 0b111);
     let mut store = Store::of(16);
     let (mut incoming, ..) = adopt(&scene, &container, &mut store, &mut |_, _| true);
-    let refused = incoming.retrieve_requester(GPU, &mut |_| (), &mut |_| ());
+    let refused = incoming.retrieve_requester(GPU);
     assert_eq!(refused, Err(RetrieveError::Blocked(GPU)));
     assert_eq!(scene.machine.dma(GPU_SOURCE, SHARED_IOVA), Err(Blocked::Root), "its half had nobody else");
 }

@@ -24,8 +24,8 @@ fn live_with(scene: &Scene, container: &Container) {
             incoming.for_each_token(&mut |t| tokens.push(t));
             for token in tokens {
                 let _ = incoming.retrieve_region(token);
-                let _ = incoming.retrieve_domain(token, &mut |_| (), &mut |_, _| ());
-                let _ = incoming.retrieve_requester(token, &mut |_| (), &mut |_| ());
+                let _ = incoming.retrieve_domain(token);
+                let _ = incoming.retrieve_requester(token);
             }
             incoming.finish(&mut ctx, &mut |_| ());
         }
