@@ -1,6 +1,6 @@
 //! Handovers: a sealed one of a real run with changes, or records that are anything.
 //!
-//! The first byte says which. The digest over the records is made right afterwards, so that what stands behind it is
+//! The first byte says which, and which run. The digest over the records is made right afterwards, so that what stands behind it is
 //! reached; everything else may contradict itself.
 
 use crate::files::{LIMITS, chosen, show};
@@ -17,8 +17,14 @@ use spec::kho::{Blob, write_root};
 use spec::{PAGE_SIZE, PhysAddr, Segment, UnitId};
 use zerocopy::IntoBytes;
 
-/// The sealed handover of a run on QEMU, tables and registers along with it.
-const SEALED: &[u8] = include_bytes!("../../inspect/tests/data/ours/reach.pages.zst");
+/// Sealed handovers, tables and registers along with them: of a run on QEMU, and of runs on the built-in machine
+/// (`machine/tests/samples.rs`) that have every kind of record between them.
+const SEALED: [&[u8]; 4] = [
+    include_bytes!("../../inspect/tests/data/ours/reach.pages.zst"),
+    include_bytes!("../../inspect/tests/data/ours/legacy.pages.zst"),
+    include_bytes!("../../inspect/tests/data/ours/scalable.pages.zst"),
+    include_bytes!("../../inspect/tests/data/ours/pasids.pages.zst"),
+];
 /// The digest's place in the header.
 const DIGEST: u64 = std::mem::offset_of!(Header, digest) as u64;
 /// Words of working memory for an audit.
@@ -34,14 +40,14 @@ struct Base {
     room: u64,
 }
 
-fn base() -> &'static Base {
-    // Sparse counts its reads in a cell: each thread has a base of its own.
-    thread_local! { static BASE: &'static Base = Box::leak(Box::new(make())); }
-    BASE.with(|base| *base)
+fn bases() -> &'static [Base; 4] {
+    // Sparse counts its reads in a cell: each thread has bases of its own.
+    thread_local! { static BASES: &'static [Base; 4] = Box::leak(Box::new(SEALED.map(make))); }
+    BASES.with(|bases| *bases)
 }
 
-fn make() -> Base {
-    let whole = image::from_bytes(SEALED.to_vec(), Options::default()).expect("an image");
+fn make(sealed: &[u8]) -> Base {
+    let whole = image::from_bytes(sealed.to_vec(), Options::default()).expect("an image");
     let registers = registers_of(&whole);
     let unit = UnitState {
         id: UnitId { segment: Segment(0), register_base: USUAL_BASE },
@@ -79,8 +85,8 @@ fn registers_of(memory: &Memory) -> Registers {
 }
 
 pub(crate) fn run(data: &[u8]) {
-    let base = base();
     let [kind, rest @ ..] = data else { return };
+    let base = &bases()[usize::from(kind >> 1 & 3)];
     let mut memory = base.memory.clone();
     if kind % 2 == 0 {
         memory.change(rest);
@@ -175,6 +181,28 @@ fn audited(memory: &Sparse, base: &Base) {
             audit::audit(memory, base.fdt, &base.units, stage, &mut Scratch::new(&mut words), &mut seen);
         if let Ok(report) = report {
             assert_eq!(report.violations(), found, "every violation is passed on, once");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Else the changes would be made to something that nobody reads far into.
+    #[test]
+    fn every_base_opens_and_the_auditor_finds_nothing_in_it() {
+        for (number, base) in bases().iter().enumerate() {
+            assert!(open(&base.memory, base.fdt), "{number}");
+            let needed = Scratch::words_needed(&base.memory, base.fdt).expect("records");
+            assert!(needed <= ROOM, "{number}: {needed} words");
+            let mut words = vec![0; needed as usize];
+            let scratch = &mut Scratch::new(&mut words);
+            // The run on QEMU was caught before its cut-off.
+            let stage = if number == 0 { Stage::Sealed } else { Stage::Arrived };
+            let mut none = |finding| panic!("{number}: {finding}");
+            let report = audit::audit(&base.memory, base.fdt, &base.units, stage, scratch, &mut none);
+            assert!(report.is_ok(), "{number}: {report:?}");
         }
     }
 }
