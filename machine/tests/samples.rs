@@ -8,7 +8,7 @@ mod common;
 
 use common::broken_rules;
 use common::host::{Buses, Host};
-use common::port::{Port, Store};
+use common::port::Port;
 use holdover_machine::run::{self, run as play};
 use holdover_machine::{Ats, Extra, Machine, MachineConfig, RunConfig, UnitConfig, pci};
 use inspect::extract;
@@ -21,7 +21,9 @@ use iommu::driver::Setup;
 use iommu::table::format;
 use iommu::{Access, Config, GuestTables, Hal, Iommu, Mode, UnitDescription};
 use liveupdate::host::{Adoptable, Atomic, MaySleep, TableMemory};
-use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, ReservedMemory, Stage as Of, Token};
+use liveupdate::{
+    DomainTablesOf, FreezeInput, Outgoing, RegionKind, ReservedMemory, Room, Stage as Of, Token,
+};
 use scenario::platform::Platform;
 use scenario::story::Verdict;
 use spec::handover::kind;
@@ -166,8 +168,8 @@ fn with_pasids(machine: &Machine) -> PhysAddr {
     assert_eq!(machine.request_as(pci::AUDIO, 4070, 0x1008, true), Some(memory[0].start().get() + 8));
 
     let port = Port::new(&host, &iommu);
-    let mut store = Store::default();
-    let mut update = Outgoing::new(&port, store.storage());
+    let mut room = Room::<16>::new();
+    let mut update = Outgoing::new(&port, room.storage());
     for (token, run) in [(GUEST_MEMORY, memory[0]), (PROCESS_MEMORY, memory[1])] {
         update.preserve_region(&mut ctx, token, run, RegionKind::Memory).expect("a region");
     }
