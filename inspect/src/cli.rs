@@ -343,17 +343,12 @@ fn show(arguments: &InspectArgs, loaded: &Loaded, out: &mut dyn Write) -> io::Re
             Some(DebugfsFile::Interrupts) => debugfs::ir_translation_struct(out, model),
             Some(DebugfsFile::Registers) => debugfs::iommu_regset(out, model),
             Some(DebugfsFile::Queue) => debugfs::invalidation_queue(out, model),
-            Some(DebugfsFile::Domain) => {
-                let requesters = model.units.iter().flat_map(|unit| &unit.requesters);
-                let shown = requesters
-                    .filter(|requester| arguments.source.is_none_or(|source| source == requester.source));
-                for requester in shown {
-                    for attachment in &requester.attachments {
-                        debugfs::domain_translation_struct(out, memory, requester, attachment)?;
-                    }
-                }
-                Ok(())
-            }
+            Some(DebugfsFile::Domain) => match arguments.source {
+                Some(source) => debugfs::domains_of(out, memory, model, source),
+                None => debugfs::devices(model)
+                    .into_iter()
+                    .try_for_each(|device| debugfs::domain_translation_struct(out, memory, model, device)),
+            },
         },
     }
 }

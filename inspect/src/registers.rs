@@ -4,6 +4,7 @@
 //! that QEMU's monitor prints (`xp`). What a form does not say stays unknown; nothing defaults to zero. [`Registers::set`]
 //! puts single registers in by hand.
 
+use spec::Segment;
 use spec::regs::{
     Cap, Ecap, FaultRecord, Gsts, Iqa, Iqh, Iqt, Irta, REGISTERS, Register, RootAddr, Version, offset,
 };
@@ -22,6 +23,8 @@ pub struct Registers {
     pub name: String,
     /// Physical address of the register set.
     pub base: u64,
+    /// Segment of its requesters: 0 unless a DMAR table says otherwise.
+    pub segment: Segment,
     words: BTreeMap<u64, u32>,
 }
 
@@ -61,7 +64,7 @@ impl Registers {
     /// A unit of which nothing is known.
     #[must_use]
     pub fn unknown(name: String, base: u64) -> Self {
-        Self { name, base, words: BTreeMap::new() }
+        Self { name, base, segment: Segment(0), words: BTreeMap::new() }
     }
 
     /// The raw window that starts at the unit's base.

@@ -6,6 +6,9 @@ use clap::Parser;
 use common::folder;
 use holdover_inspect::cli::{self, Command, Status};
 use serde_json::Value;
+use spec::dmar::build::{Builder, Scope};
+use spec::dmar::{flag, scope_kind};
+use spec::{Segment, UnitId};
 
 #[derive(Parser)]
 struct Line {
@@ -90,6 +93,42 @@ fn a_file_of_the_debugfs_format_comes_without_its_name() {
         run(&format!("inspect {LEGACY} --format debugfs --file domain_translation_struct -s 00:03.0"));
     assert!(out.starts_with("Device 0000:00:03.0 @0x8be000\nIOVA_PFN "), "{out}");
     assert_eq!(out.lines().count(), 2 + 24);
+}
+
+#[test]
+fn a_dmar_table_gives_units_the_names_segments_and_order_that_they_have_in_linux() {
+    let folder = std::env::temp_dir().join(format!("holdover-units-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("dmar");
+    let mut table = [0; 512];
+    let mut builder = Builder::new(&mut table, 39, 0).unwrap();
+    let scope =
+        Scope { kind: scope_kind::PCI_ENDPOINT, flags: 0, enumeration_id: 0, start_bus: 0, path: &[(2, 0)] };
+    let all = flag::INCLUDE_PCI_ALL;
+    for (base, flags, segment) in [(0xa000, 0, 0), (0xb000, all, 0), (0xc000, 0, 0), (0xd000, all, 1)] {
+        let scopes = if flags == 0 { std::slice::from_ref(&scope) } else { &[] };
+        builder.drhd(UnitId { segment: Segment(segment), register_base: base }, flags, 0, scopes).unwrap();
+    }
+    let used = builder.finish().unwrap().len();
+    std::fs::write(&path, &table[..used]).unwrap();
+    let windows = ["d000", "a000", "b000", "c000"];
+    let windows =
+        windows.map(|base| format!("--registers {base}={{data}}/min-legacy/vtd-regs.bin")).join(" ");
+    let line = format!(
+        "inspect {{data}}/min-legacy/reach.pages.zst {windows} --dmar {} --format debugfs",
+        path.display()
+    );
+    let (_, out, err) = run(&line);
+    std::fs::remove_dir_all(&folder).unwrap();
+    let heads: Vec<&str> = out.lines().filter(|line| line.contains("Register Base Address")).collect();
+    let units = ["dmar2 c000", "dmar0 a000", "dmar1 b000", "dmar3 d000"].map(|unit| {
+        let (name, base) = unit.split_once(' ').unwrap();
+        format!("IOMMU: {name} Register Base Address: {base}")
+    });
+    assert_eq!(heads, units, "{err}");
+    let names: Vec<&str> = out.lines().filter(|line| line.contains(":00:02.0/")).collect();
+    assert_eq!(names.len(), 2, "once in each segment: {names:?}");
+    assert!(out.contains("\nDevice 0001:00:02.0 @"));
 }
 
 #[test]

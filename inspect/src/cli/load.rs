@@ -6,8 +6,8 @@ use crate::model::{FindKho, Limits, Model};
 use crate::registers::{self, Registers, USUAL_BASE, named};
 use crate::tables::Hardware;
 use clap::Args;
-use spec::PhysAddr;
 use spec::dmar::{Dmar, Structure};
+use spec::{PhysAddr, Segment};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -117,8 +117,11 @@ impl ImageArgs {
     /// # Errors
     /// In words.
     pub fn load(&self, image: Option<&Path>, err: &mut dyn Write) -> Result<Loaded, Failure> {
-        let (bases, address_bits) = self.dmar()?;
-        let usual = if bases.is_empty() { vec![USUAL_BASE] } else { bases };
+        let (places, address_bits) = self.dmar()?;
+        let usual = match places.is_empty() {
+            true => vec![USUAL_BASE],
+            false => places.iter().map(|place| place.base).collect(),
+        };
         let named = |path: &Path, error| format!("{}: {error}", path.display());
         let (memory, live) = match (image, &self.qmp) {
             (None, Some(socket)) => image::open_qmp(socket, &usual).map_err(|error| named(socket, error))?,
@@ -146,26 +149,28 @@ impl ImageArgs {
             units.push(window(&memory, base, units.len())?);
         }
         self.by_hand(&mut units);
+        put_in_place(&mut units, &places);
         let snoop_control = units.iter().any(|unit| unit.ecap().is_none_or(|ecap| ecap.sc()));
         let hardware = Hardware { address_bits: address_bits.unwrap_or(52), snoop_control };
         let model = Model::build(&memory, units, hardware, self.kho, Limits::default());
         Ok(Loaded { memory, model })
     }
 
-    /// Register bases and width of addresses, by the DMAR table.
-    fn dmar(&self) -> Result<(Vec<u64>, Option<u32>), Failure> {
+    /// Where units are and the width of addresses, by the DMAR table.
+    fn dmar(&self) -> Result<(Vec<Place>, Option<u32>), Failure> {
         let Some(path) = &self.dmar else { return Ok((Vec::new(), None)) };
         let bytes = small_file(path)?;
         let table = Dmar::parse(&bytes).map_err(|error| format!("{}: {error}", path.display()))?;
-        let mut bases = Vec::new();
+        let mut places = Vec::new();
         for structure in table.structures() {
             if let Structure::Drhd { drhd, .. } =
                 structure.map_err(|error| format!("{}: {error}", path.display()))?
             {
-                bases.push(drhd.register_base.get());
+                let (base, segment) = (drhd.register_base.get(), Segment(drhd.segment.get()));
+                places.push(Place { base, segment, catches_all: drhd.includes_all() });
             }
         }
-        Ok((bases, Some(table.address_bits())))
+        Ok((places, Some(table.address_bits())))
     }
 
     fn read_registers(&self) -> Result<Vec<Registers>, Failure> {
@@ -207,6 +212,32 @@ impl ImageArgs {
             units[0].set(register, value);
         }
     }
+}
+
+/// What the DMAR table says about a unit.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    base: u64,
+    segment: Segment,
+    /// Every device of the segment that no other unit names is its own.
+    catches_all: bool,
+}
+
+/// Gives units the names and the order that they have in Linux: names are numbered as in the table, and the list is gone
+/// through from the back, but for the units that catch all, which follow.
+fn put_in_place(units: &mut [Registers], places: &[Place]) {
+    for unit in &mut *units {
+        if let Some(number) = places.iter().position(|place| place.base == unit.base) {
+            (unit.name, unit.segment) = (format!("dmar{number}"), places[number].segment);
+        }
+    }
+    let turn = |unit: &Registers| {
+        let number = places.iter().position(|place| place.base == unit.base)?;
+        let last = places[number].catches_all;
+        Some((last, if last { number } else { places.len() - number }))
+    };
+    // Units that the table does not know stay in front.
+    units.sort_by_key(turn);
 }
 
 /// The registers that the image holds at `base`.

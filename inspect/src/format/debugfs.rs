@@ -7,14 +7,15 @@ use super::Written;
 use crate::image::Memory;
 use crate::model::{Attachment, Context, Mode, Model, Requester, Unit};
 use crate::tables::{self, Budget, Leaf, Stage, Top, Visit};
-use spec::PhysAddr;
 use spec::context::TranslationType;
 use spec::regs::{REGISTERS, offset};
 use spec::scalable::PasidTranslation;
+use spec::{PhysAddr, Segment, SourceId};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::ops::ControlFlow;
 
-/// Bytes of the register names' column.
+/// The files about units.
 const FILES: [&str; 4] =
     ["dmar_translation_struct", "iommu_regset", "invalidation_queue", "ir_translation_struct"];
 
@@ -30,18 +31,54 @@ pub fn all(out: &mut dyn Write, memory: &Memory, model: &Model) -> Written {
         writeln!(out, "## {name}")?;
         file(out, model, name)?;
     }
-    for unit in &model.units {
-        for requester in &unit.requesters {
-            for attachment in &requester.attachments {
-                let number = attachment.pasid.map_or(0, |pasid| pasid.number);
-                let folder = if number == 0 { String::new() } else { format!("/{number:x}") };
-                let device = format!("0000:{}{folder}", requester.source);
-                writeln!(out, "## /sys/kernel/debug/iommu/intel/{device}/domain_translation_struct")?;
-                domain_translation_struct(out, memory, requester, attachment)?;
-            }
-        }
+    for device in devices(model) {
+        let folder = device.pasid.map_or(String::new(), |pasid| format!("/{pasid:x}"));
+        let name = format!("{:04x}:{}{folder}", device.segment.0, device.source);
+        writeln!(out, "## /sys/kernel/debug/iommu/intel/{name}/domain_translation_struct")?;
+        domain_translation_struct(out, memory, model, device)?;
     }
     Ok(())
+}
+
+/// Whose page table is shown: a folder of its own in Linux.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Device {
+    /// Its segment.
+    pub segment: Segment,
+    /// Its source id.
+    pub source: SourceId,
+    /// With this PASID; `None` is without any, which Linux keeps as PASID 0.
+    pub pasid: Option<u32>,
+}
+
+/// Every device with a context entry, and every PASID of it but 0, ascending.
+#[must_use]
+pub fn devices(model: &Model) -> BTreeSet<Device> {
+    let mut found = BTreeSet::new();
+    for unit in &model.units {
+        for requester in &unit.requesters {
+            let (segment, source) = (unit.registers.segment, requester.source);
+            found.insert(Device { segment, source, pasid: None });
+            let pasids = requester.attachments.iter().filter_map(|attachment| attachment.pasid);
+            let others = pasids.map(|pasid| pasid.number).filter(|number| *number != 0);
+            found.extend(others.map(|number| Device { segment, source, pasid: Some(number) }));
+        }
+    }
+    found
+}
+
+/// The page tables of `source`, in every segment that knows it, or in all when none does.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn domains_of(out: &mut dyn Write, memory: &Memory, model: &Model, source: SourceId) -> Written {
+    let mut shown = devices(model);
+    shown.retain(|device| device.source == source);
+    if shown.is_empty() {
+        let segments = model.units.iter().map(|unit| unit.registers.segment);
+        shown.extend(segments.map(|segment| Device { segment, source, pasid: None }));
+    }
+    shown.into_iter().try_for_each(|device| domain_translation_struct(out, memory, model, device))
 }
 
 /// One of [`FILES`].
@@ -209,7 +246,7 @@ pub fn ir_translation_struct(out: &mut dyn Write, model: &Model) -> Written {
                 writeln!(out, " Entry SrcID   PDA_high PDA_low  Vct IRTE_high\t\tIRTE_low")?;
                 for (index, entry) in table.posted().filter(|(index, _)| *index < INTERRUPT_ENTRIES) {
                     let [low, high] = entry.raw();
-                    let source = spec::SourceId::from_raw(entry.sid() as u16);
+                    let source = SourceId::from_raw(entry.sid() as u16);
                     let descriptor = entry.descriptor().get();
                     write!(out, " {index:<5} {source} {:08x} {:08x} ", descriptor >> 32, descriptor as u32)?;
                     writeln!(out, "{:02x}  {high:016x}\t{low:016x}", entry.vv())?;
@@ -222,24 +259,40 @@ pub fn ir_translation_struct(out: &mut dyn Write, model: &Model) -> Written {
     Ok(())
 }
 
-/// The page table of a requester (with a PASID, in scalable mode).
+/// The page table of a device: that of the first unit of its segment that has one for it. Units before it that do not
+/// translate are named.
 ///
 /// # Errors
 /// When `out` cannot be written.
 pub fn domain_translation_struct(
     out: &mut dyn Write,
     memory: &Memory,
-    requester: &Requester,
-    attachment: &Attachment,
+    model: &Model,
+    device: Device,
 ) -> Written {
-    let source = requester.source;
-    let Some(top) = linux_top(requester, attachment) else { return Ok(()) };
-    match attachment.pasid {
-        None => writeln!(out, "Device 0000:{source} @{:#x}", top.table.get())?,
-        Some(pasid) => {
-            writeln!(out, "Device 0000:{source} with pasid {:x} @{:#x}", pasid.number, top.table.get())?;
+    let Device { segment, source, pasid } = device;
+    for unit in model.units.iter().filter(|unit| unit.registers.segment == segment) {
+        if unit.translating == Some(false) {
+            writeln!(out, "DMA Remapping is not enabled on {}", unit.registers.name)?;
+            continue;
         }
+        let known = unit.requesters.iter().filter(|known| known.source == source);
+        let mut ways = known.flat_map(|known| known.attachments.iter().map(move |way| (known, way)));
+        let wanted = |way: &Attachment| way.pasid.map_or(0, |pasid| pasid.number) == pasid.unwrap_or(0);
+        let Some((requester, attachment)) = ways.find(|(_, way)| wanted(way)) else { continue };
+        let Some(top) = linux_top(requester, attachment) else { continue };
+        write!(out, "Device {:04x}:{source} ", segment.0)?;
+        if let Some(pasid) = attachment.pasid {
+            write!(out, "with pasid {:x} ", pasid.number)?;
+        }
+        writeln!(out, "@{:#x}", top.table.get())?;
+        return page_table(out, memory, top);
     }
+    Ok(())
+}
+
+/// The leaves of a page table, each with the entries that lead to it.
+fn page_table(out: &mut dyn Write, memory: &Memory, top: Top) -> Written {
     let heads = ["IOVA_PFN", "PML5E", "PML4E", "PDPE", "PDE"];
     writeln!(
         out,
@@ -250,7 +303,7 @@ pub fn domain_translation_struct(
     // Linux looks at no reserved bits here.
     let _ = tables::walk(memory, top, None, &mut Budget::default(), &mut |visit| {
         if let Visit::Leaf(leaf) = visit {
-            result = leaf_line(out, &leaf);
+            result = leaf_line(out, &leaf, top);
         }
         if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
@@ -283,13 +336,13 @@ fn linux_top(requester: &Requester, attachment: &Attachment) -> Option<Top> {
 }
 
 /// One leaf with the entries above it; columns below the leaf stay away.
-fn leaf_line(out: &mut dyn Write, leaf: &Leaf<'_>) -> Written {
+fn leaf_line(out: &mut dyn Write, leaf: &Leaf<'_>, top: Top) -> Written {
     let mut by_level = [0_u64; tables::MAX_LEVELS];
     for step in leaf.path {
         by_level[usize::from(step.level)] = step.raw;
     }
     // Linux sums the address up without extending its sign.
-    let iova = leaf.iova & (u64::MAX >> 7);
+    let iova = leaf.iova & (u64::MAX >> (52 - 9 * u32::from(top.levels)));
     write!(out, "0x{:013x} |", iova >> 12)?;
     for (level, raw) in by_level.iter().enumerate().rev() {
         if level >= usize::from(leaf.level) || level >= 2 {
