@@ -24,9 +24,13 @@ fn main() {
         }
     }
     build(root, &target);
-    for name in ["a", "b", "c"] {
+    for name in ["a", "b", "b-legacy", "c"] {
         let image = target.join("release").join(format!("kernel-{name}"));
-        println!("cargo:rustc-env=HOLDOVER_KERNEL_{}={}", name.to_uppercase(), image.display());
+        println!(
+            "cargo:rustc-env=HOLDOVER_KERNEL_{}={}",
+            name.to_uppercase().replace('-', "_"),
+            image.display()
+        );
     }
     println!("cargo:rustc-env=HOLDOVER_KERNEL_VERSION={}", version(&root.join("kernel/Cargo.toml")));
 }

@@ -1,4 +1,4 @@
-//! Links the three releases, each at the start of its scratch area.
+//! Links the releases, each at the start of its scratch area.
 
 #[allow(dead_code, unreachable_pub)] // the library uses the rest
 #[path = "src/layout.rs"]
@@ -10,7 +10,13 @@ fn main() {
         println!("cargo:rustc-link-arg-bins={argument}");
     }
     println!("cargo:rustc-link-arg-bins=-T{root}/link.ld");
-    for (release, area) in [("kernel-a", layout::S0), ("kernel-b", layout::S1), ("kernel-c", layout::S0)] {
+    let releases = [
+        ("kernel-a", layout::S0),
+        ("kernel-b", layout::S1),
+        ("kernel-b-legacy", layout::S1),
+        ("kernel-c", layout::S0),
+    ];
+    for (release, area) in releases {
         let (base, limit) = (area.start, area.image().end);
         println!("cargo:rustc-link-arg-bin={release}=-Wl,--defsym=IMAGE_BASE={base:#x}");
         println!("cargo:rustc-link-arg-bin={release}=-Wl,--defsym=IMAGE_LIMIT={limit:#x}");

@@ -8,7 +8,8 @@ use crate::trace::{Account, Entry};
 use anyhow::Context;
 use machine::{Machine, RunConfig, TraceLine};
 use scenario::event::Event;
-use scenario::story::Verdict;
+use scenario::platform::Adoptable;
+use scenario::story::{Mutant, Verdict};
 use spec::{PhysAddr, Requester};
 use std::fs;
 use std::path::Path;
@@ -53,7 +54,12 @@ pub fn run(settings: &Settings) -> anyhow::Result<Record> {
 fn config(settings: &Settings) -> RunConfig {
     let mut config = RunConfig::new(settings.scenario.machine(settings), settings.updates);
     for release in &mut config.releases {
-        *release = format!("{VERSION}-{release}");
+        release.name = format!("{VERSION}-{}", release.name);
+    }
+    if settings.mutant == Some(Mutant::LegacySuccessor) {
+        let successor = &mut config.releases[1];
+        successor.name += "-legacy";
+        successor.adopts = Some(Adoptable::LEGACY.to_words());
     }
     settings.kernel_options().into_iter().fold(config, |config, (key, value)| config.with_option(key, value))
 }

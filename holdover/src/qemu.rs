@@ -18,7 +18,7 @@ use crate::{sound, trace};
 use anyhow::{Context, bail};
 use child::{Child, Line};
 use scenario::event::Event;
-use scenario::story::Mode;
+use scenario::story::{Mode, Mutant};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -136,7 +136,9 @@ pub fn run(qemu: &Qemu, settings: &Settings, watch: &mut dyn FnMut(&Event)) -> a
         tempfile::Builder::new().prefix("holdover-").tempdir().context("no temporary directory")?;
     let files = Files::within(directory.path());
     std::fs::write(&files.kernel, images::KERNEL_A).context("cannot write the first kernel")?;
-    std::fs::write(&files.bundle, images::bundle(settings.updates)).context("cannot write the bundle")?;
+    let legacy = settings.mutant == Some(Mutant::LegacySuccessor);
+    std::fs::write(&files.bundle, images::bundle(settings.updates, legacy))
+        .context("cannot write the bundle")?;
 
     let mut run = Run { settings, files: &files, serial: Serial::default(), keeper: None };
     let mut child = Child::start(&qemu.program, &arguments(settings, &files))?;

@@ -87,6 +87,18 @@ fn every_mistake(mode: Mode) {
 }
 
 #[test]
+fn a_successor_for_another_mode_is_refused_at_the_freeze_and_everything_goes_on() {
+    for mode in Mode::ALL {
+        let ran = run(&["--mode", mode.name(), "--mutant", "legacy-successor"]);
+        if !mode.is_scalable() {
+            ran.assert_clean();
+            continue;
+        }
+        ran.assert_refused_for_its_mode();
+    }
+}
+
+#[test]
 fn no_interrupt_of_a_preserved_device_is_lost_and_one_that_was_cut_off_gets_none_through() {
     let ran = run(&["--updates", "2"]);
     ran.assert_clean();

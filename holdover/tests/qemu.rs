@@ -105,6 +105,14 @@ fn mistakes_are_found_in_every_mode_that_this_qemu_has() {
 }
 
 #[test]
+fn a_successor_for_another_mode_is_refused_at_the_freeze_and_everything_goes_on() {
+    for &mode in modes().iter().filter(|mode| mode.is_scalable()) {
+        run(&["--mode", mode.name(), "--mutant", "legacy-successor"]).assert_refused_for_its_mode();
+    }
+    run(&["--mutant", "legacy-successor"]).assert_clean();
+}
+
+#[test]
 fn every_scenario_that_qemu_has_completes() {
     let modes = modes();
     let fit =

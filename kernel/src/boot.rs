@@ -18,7 +18,7 @@ use alloc::format;
 use alloc::string::ToString;
 use core::fmt;
 use scenario::event::Event;
-use scenario::platform::MemoryRange;
+use scenario::platform::{Adoptable, MemoryRange};
 use spec::{Extent, PAGE_SIZE, PhysAddr};
 
 /// The entry code's tables map this much, and a PVH start info lies within it.
@@ -34,6 +34,8 @@ pub struct Kernel {
     pub release: &'static str,
     /// The scratch area that it is linked for.
     pub home: Area,
+    /// What it can adopt, as its image says.
+    pub adopts: Adoptable,
     /// First byte of the image: constants up to the text.
     pub image_start: u64,
     /// Byte after the image.

@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::fmt::{self, Write};
 use scenario::event::Event;
-use scenario::platform::{LocalInterrupts, Mark, MemoryRange, NoMemory, Platform};
+use scenario::platform::{Adoptable, LocalInterrupts, Mark, MemoryRange, NoMemory, Platform};
 use spec::{Extent, PAGE_SIZE, PhysAddr, SourceId};
 
 /// Everything below is mapped at boot, as RAM or as device registers.
@@ -261,6 +261,12 @@ impl Platform for Hardware {
         }
         self.successor.replace(loaded);
         Ok(())
+    }
+    fn successor_adopts(&self) -> Adoptable {
+        self.successor.borrow().as_ref().map_or(Adoptable::NOTHING, Successor::adopts)
+    }
+    fn adopts(&self) -> Adoptable {
+        self.kernel.adopts
     }
     fn allocate(&self, count: u64, align: u64, above: PhysAddr) -> Option<Extent> {
         let run = self.frames.borrow_mut().allocate(count, align, above)?;

@@ -1,11 +1,12 @@
 //! Checks of a kernel image before it is loaded: foreign bytes in, a list of segments that may be copied out.
 //!
 //! An image is an ELF64 executable for one scratch area. It carries a note named `Holdover` that says which release it
-//! is, which handover formats it reads, and which area it is linked for: an image that cannot read what this kernel will
-//! leave is refused before anything is frozen.
+//! is, which handover formats it reads, which area it is linked for, and what it can adopt: an image that cannot read what
+//! this kernel will leave, or does not say what it can adopt, is refused before anything is preserved.
 
 use crate::layout::Area;
 use core::fmt;
+use scenario::platform::{Adoptable, NoSense};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Most loadable segments of an image.
@@ -65,6 +66,9 @@ struct NoteBody {
     release: [u8; 32],
 }
 
+/// What the description goes on with: [`Adoptable::to_words`].
+type Adopts = [u32; 2];
+
 /// The note as an image carries it, header and all, for a static in section `.note.holdover`.
 #[derive(IntoBytes, Immutable, Clone, Copy)]
 #[repr(C)]
@@ -74,6 +78,7 @@ pub struct Note {
     kind: u32,
     name: [u8; 12],
     body: NoteBody,
+    adopts: Adopts,
 }
 
 impl Note {
@@ -82,7 +87,13 @@ impl Note {
     /// # Panics
     /// When the release string does not fit: at compile time, in a static.
     #[must_use]
-    pub const fn new(release: &str, oldest_format: u32, newest_format: u32, area: Area) -> Self {
+    pub const fn new(
+        release: &str,
+        oldest_format: u32,
+        newest_format: u32,
+        area: Area,
+        adopts: Adoptable,
+    ) -> Self {
         let source = release.as_bytes();
         assert!(!source.is_empty() && source.len() < 32, "a release string has 1 to 31 bytes");
         let mut padded = [0; 32];
@@ -106,10 +117,11 @@ impl Note {
         };
         Self {
             name_bytes: NOTE_NAME.len() as u32,
-            body_bytes: size_of::<NoteBody>() as u32,
+            body_bytes: (size_of::<NoteBody>() + size_of::<Adopts>()) as u32,
             kind: NOTE_TYPE,
             name,
             body,
+            adopts: adopts.to_words(),
         }
     }
 }
@@ -147,6 +159,8 @@ pub struct KernelImage<'a> {
     release_bytes: usize,
     /// Where its first instruction is.
     pub entry: u64,
+    /// What its kernel can adopt.
+    pub adopts: Adoptable,
     segments: [Segment; MAX_SEGMENTS],
     segment_count: usize,
 }
@@ -232,6 +246,10 @@ pub enum ImageError {
         /// The format that this kernel writes.
         written: u32,
     },
+    /// The note does not say what the release can adopt: it is of a release before that was asked.
+    NoAdoptable,
+    /// What the note says of that is not understood.
+    Adoptable(NoSense),
 }
 
 impl fmt::Display for ImageError {
@@ -276,6 +294,11 @@ impl fmt::Display for ImageError {
                 "the image is for scratch area {start:#x}..{end:#x}, but the free one is {:#x}..{:#x}",
                 area.start, area.end
             ),
+            Self::NoAdoptable => write!(
+                f,
+                "the image does not say what it can adopt: build it anew, or update by way of a release that it knows"
+            ),
+            Self::Adoptable(error) => write!(f, "the image is not understood: {error}"),
             Self::Format { oldest, newest, written } => write!(
                 f,
                 "the image reads handover formats {oldest} to {newest}, but this kernel writes format {written}"
@@ -297,6 +320,7 @@ impl<'a> KernelImage<'a> {
             release: [0; 32],
             release_bytes: 0,
             entry: header.entry,
+            adopts: Adoptable::NOTHING,
             segments: [Segment::default(); MAX_SEGMENTS],
             segment_count: 0,
         };
@@ -324,7 +348,10 @@ impl<'a> KernelImage<'a> {
         {
             return Err(ImageError::Entry { entry: header.entry });
         }
-        image.check_note(&note.ok_or(ImageError::NoNote)?, area, written)?;
+        let (note, adopts) = note.ok_or(ImageError::NoNote)?;
+        image.check_note(&note, area, written)?;
+        image.adopts =
+            Adoptable::from_words(adopts.ok_or(ImageError::NoAdoptable)?).map_err(ImageError::Adoptable)?;
         Ok(image)
     }
 
@@ -426,8 +453,8 @@ fn check_segment(bytes: &[u8], p: &ProgramHeader, header: usize, area: Area) -> 
     })
 }
 
-/// The body of the first `Holdover` note among these notes (aligned to four bytes).
-fn find_note(mut notes: &[u8]) -> Option<NoteBody> {
+/// The body of the first `Holdover` note, and what it can adopt, among these notes (aligned to four bytes).
+fn find_note(mut notes: &[u8]) -> Option<(NoteBody, Option<Adopts>)> {
     // Every turn takes at least the twelve bytes of a header.
     while let Some((head, rest)) = notes.split_first_chunk::<12>() {
         let field = |i: usize| u32::from_le_bytes(core::array::from_fn(|j| head[i + j])) as usize;
@@ -436,7 +463,8 @@ fn find_note(mut notes: &[u8]) -> Option<NoteBody> {
         let name = rest.get(..name_bytes)?;
         let body = rest.get(body_at..body_at.checked_add(body_bytes)?)?;
         if name == NOTE_NAME && kind == NOTE_TYPE as usize {
-            return NoteBody::read_from_prefix(body).ok().map(|(body, _)| body);
+            let (body, rest) = NoteBody::read_from_prefix(body).ok()?;
+            return Some((body, Adopts::read_from_prefix(rest).ok().map(|(adopts, _)| adopts)));
         }
         notes = rest.get(body_at + body_bytes.next_multiple_of(4)..)?;
     }

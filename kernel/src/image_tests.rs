@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::layout::{S0, S1};
+use alloc::string::ToString;
 use alloc::vec::Vec;
 
 const WRITTEN: u32 = 1;
@@ -31,7 +32,7 @@ fn program(
 /// An image for S1; `change` may spoil its headers before they are written.
 fn image(change: impl FnOnce(&mut FileHeader, &mut [ProgramHeader; 4])) -> Vec<u8> {
     let base = S1.start;
-    let note = Note::new("0.1.0-b", 1, 2, S1);
+    let note = Note::new("0.1.0-b", 1, 2, S1, Adoptable::EVERYTHING);
     let mut programs = [
         program(PT_LOAD, 4, 0, base, 0x800, 0x800),
         program(PT_LOAD, 5, 0x800, base + 0x1000, 0x100, 0x100),
@@ -85,6 +86,7 @@ fn a_good_image_is_taken_with_its_release_entry_and_segments() {
     let image = KernelImage::check(&bytes, S1, WRITTEN).unwrap();
     assert_eq!(image.release(), "0.1.0-b");
     assert_eq!(image.entry, S1.start + 0x1010);
+    assert_eq!(image.adopts, Adoptable::EVERYTHING);
     assert_eq!(image.segments().len(), 3);
     assert!(image.segments()[TEXT].executable && !image.segments()[TEXT].writable);
     assert_eq!(image.contents(&image.segments()[TEXT]), &bytes[0x800..0x900]);
@@ -150,6 +152,35 @@ fn a_note_for_another_area_or_another_format_is_refused_and_a_missing_one_too() 
     let error = KernelImage::check(&bytes, S1, 3).map(|_| ()).unwrap_err();
     assert_eq!(error, ImageError::Format { oldest: 1, newest: 2, written: 3 });
     assert_eq!(verdict(|_, p| p[3].kind = 0), ImageError::NoNote);
+}
+
+/// Where the note says what it can adopt: version, then bits.
+const ADOPTS_AT: usize = NOTE_AT + 24 + size_of::<NoteBody>();
+
+fn saying(words: [u32; 2]) -> Result<Adoptable, ImageError> {
+    let mut bytes = image(|_, _| {});
+    bytes[ADOPTS_AT..ADOPTS_AT + 8].copy_from_slice(words.as_bytes());
+    KernelImage::check(&bytes, S1, WRITTEN).map(|image| image.adopts)
+}
+
+#[test]
+fn an_image_is_taken_by_its_word_of_what_it_can_adopt_and_refused_when_that_makes_no_sense() {
+    assert_eq!(saying(Adoptable::LEGACY.to_words()), Ok(Adoptable::LEGACY));
+    let [version, bits] = Adoptable::EVERYTHING.to_words();
+    assert_eq!(saying([version + 1, bits]), Err(ImageError::Adoptable(NoSense::Version(version + 1))));
+    let contradictory = saying([version, bits & !2]).unwrap_err();
+    assert!(matches!(contradictory, ImageError::Adoptable(NoSense::Contradiction { .. })), "{contradictory}");
+    assert!(contradictory.to_string().contains("but not scalable mode"), "{contradictory}");
+}
+
+#[test]
+fn an_image_that_does_not_say_what_it_can_adopt_is_refused() {
+    let mut bytes = image(|_, _| {});
+    // As a release wrote its note that did not have these words.
+    bytes[NOTE_AT + 4..NOTE_AT + 8].copy_from_slice(&(size_of::<NoteBody>() as u32).to_le_bytes());
+    let error = KernelImage::check(&bytes, S1, WRITTEN).map(|_| ()).unwrap_err();
+    assert_eq!(error, ImageError::NoAdoptable);
+    assert!(error.to_string().contains("does not say what it can adopt"));
 }
 
 #[test]

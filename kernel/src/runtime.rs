@@ -28,8 +28,13 @@ static HEAP: KernelHeap = KernelHeap::empty();
 /// What predecessors check before they load this image.
 #[used]
 #[unsafe(link_section = ".note.holdover")]
-static NOTE: Note =
-    Note::new(crate::RELEASE, spec::handover::OLDEST_READABLE, spec::handover::VERSION, crate::HOME);
+static NOTE: Note = Note::new(
+    crate::RELEASE,
+    spec::handover::OLDEST_READABLE,
+    spec::handover::VERSION,
+    crate::HOME,
+    crate::ADOPTS,
+);
 
 /// First Rust function: on this kernel's own stack, with the entry code's tables.
 #[unsafe(no_mangle)]
@@ -40,6 +45,7 @@ extern "C" fn kernel_entry(successor: u32, address: u64) -> ! {
     let kernel = alloc::boxed::Box::leak(alloc::boxed::Box::new(Kernel {
         release: crate::RELEASE,
         home: crate::HOME,
+        adopts: crate::ADOPTS,
         image_start: &raw const image_start as u64,
         image_end: &raw const image_end as u64,
         stack_guard: guard,

@@ -14,7 +14,7 @@ use crate::layout::Area;
 use crate::paging::{PagingError, Rights};
 use alloc::string::{String, ToString};
 use core::fmt;
-use scenario::platform::Platform;
+use scenario::platform::{Adoptable, Platform};
 
 /// What a scratch area is filled with before an image is loaded: no canonical address, and no instruction that goes on.
 const WIPED: u64 = 0xcccc_cccc_cccc_cccc;
@@ -91,6 +91,7 @@ pub struct Successor {
     release: String,
     area: Area,
     entry: u64,
+    adopts: Adoptable,
 }
 
 impl Successor {
@@ -133,13 +134,20 @@ impl Successor {
             command_line: boot.command_line.clone(),
         };
         bootparam::write(&parameters, parameter_block(area))?;
-        Ok(Some(Self { release: image.release().to_string(), area, entry: image.entry }))
+        let KernelImage { entry, adopts, .. } = image;
+        Ok(Some(Self { release: image.release().to_string(), area, entry, adopts }))
     }
 
     /// Its release string.
     #[must_use]
     pub fn release(&self) -> &str {
         &self.release
+    }
+
+    /// What its image says that it can adopt.
+    #[must_use]
+    pub fn adopts(&self) -> Adoptable {
+        self.adopts
     }
 
     /// Leaves this kernel for good. `handover` is the physical address of the handover's FDT, 0 for none. Neither

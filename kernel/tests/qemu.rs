@@ -117,6 +117,21 @@ fn a_damaged_bundle_is_refused_by_name() {
 }
 
 #[test]
+fn a_successor_whose_word_of_what_it_can_adopt_makes_no_sense_is_refused() {
+    let mut bytes = image(B);
+    let name = b"Holdover\0\0\0\0";
+    let note = bytes.windows(name.len()).position(|w| w == name).expect("the image has a note");
+    // The words follow formats, area and release.
+    let words = note + name.len() + 8 + 16 + 32;
+    assert_eq!(bytes[words..words + 4], 1u32.to_le_bytes());
+    bytes[words] = 9;
+    let unknown = bundle::build(&[(&release('b'), &bytes)]).expect("one image fits");
+    let (serial, status) = boot("unknown-words", Some(&unknown), "role=chain", &[]);
+    assert_eq!(status, FAILURE, "{serial}");
+    says(&serial, &["\"event\":\"failed\"", "what it can adopt is written in version 9"]);
+}
+
+#[test]
 fn a_successor_for_the_area_of_the_running_kernel_is_refused() {
     let itself = bundle::build(&[(&release('c'), &image(C))]).expect("one image fits");
     let (serial, status) = boot("own-area", Some(&itself), "role=chain", &[]);

@@ -28,6 +28,7 @@
 mod device_tlb;
 mod interrupts;
 
+pub use crate::able::{Adoptable, Contradiction, NoSense};
 pub use device_tlb::DeviceTlb;
 pub use interrupts::{ForgetInterrupts, InterruptRemapping};
 
@@ -298,87 +299,4 @@ pub enum RequesterKind {
     PciFunction,
     /// Something else that issues DMA: named in ANDD, an IOAPIC, a HPET, an alias, or nothing known.
     Other,
-}
-
-/// What a kernel can take over, in a form that its image can carry (I10).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Adoptable {
-    /// Units in legacy mode.
-    pub legacy: bool,
-    /// Units in scalable mode.
-    pub scalable: bool,
-    /// Requests with PASID: more PASIDs of a requester than that of its requests without one.
-    pub pasids: bool,
-    /// First-stage tables below second-stage ones.
-    pub nested: bool,
-    /// Second-stage tables: bit n is set for tables of n levels.
-    pub second_stage: u8,
-    /// First-stage tables: bit n is set for tables of n levels.
-    pub first_stage: u8,
-}
-
-/// Bits of [`Adoptable::to_bits`] that are no depths.
-const FLAGS: [u32; 4] = [1 << 0, 1 << 1, 1 << 2, 1 << 3];
-/// Where the depths of second-stage tables begin.
-const SECOND_STAGE: u32 = 8;
-/// Where the depths of first-stage tables begin.
-const FIRST_STAGE: u32 = 16;
-
-impl Adoptable {
-    /// Nothing.
-    pub const NOTHING: Self = Self {
-        legacy: false,
-        scalable: false,
-        pasids: false,
-        nested: false,
-        second_stage: 0,
-        first_stage: 0,
-    };
-    /// Legacy mode, with tables of every depth.
-    pub const LEGACY: Self = Self { legacy: true, second_stage: 0b11_1000, ..Self::NOTHING };
-    /// All that this release knows.
-    pub const EVERYTHING: Self =
-        Self { scalable: true, pasids: true, nested: true, first_stage: 0b11_0000, ..Self::LEGACY };
-
-    /// As one word, for an image to carry. Bit 0 legacy mode, 1 scalable mode, 2 PASIDs, 3 nested; bits 15:8
-    /// `second_stage`, 23:16 `first_stage`. A bit that is not set means that the kernel cannot: new ones may come.
-    #[must_use]
-    pub const fn to_bits(self) -> u32 {
-        let [legacy, scalable, pasids, nested] = FLAGS;
-        let flags = ((self.legacy as u32) * legacy)
-            | ((self.scalable as u32) * scalable)
-            | ((self.pasids as u32) * pasids)
-            | ((self.nested as u32) * nested);
-        flags | (self.second_stage as u32) << SECOND_STAGE | (self.first_stage as u32) << FIRST_STAGE
-    }
-
-    /// What an image says of itself. Bits that this release does not know are none of its business.
-    #[must_use]
-    pub const fn from_bits(bits: u32) -> Self {
-        let [legacy, scalable, pasids, nested] = FLAGS;
-        Self {
-            legacy: bits & legacy != 0,
-            scalable: bits & scalable != 0,
-            pasids: bits & pasids != 0,
-            nested: bits & nested != 0,
-            second_stage: (bits >> SECOND_STAGE) as u8,
-            first_stage: (bits >> FIRST_STAGE) as u8,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_an_image_says_of_itself_is_read_back_as_it_was_written() {
-        for able in [Adoptable::NOTHING, Adoptable::LEGACY, Adoptable::EVERYTHING] {
-            assert_eq!(Adoptable::from_bits(able.to_bits()), able);
-            assert_eq!(Adoptable::from_bits(able.to_bits() | 0xff00_00f0), able);
-        }
-        for bit in (0..24).filter(|bit| !(4..8).contains(bit)) {
-            assert_eq!(Adoptable::from_bits(1 << bit).to_bits(), 1 << bit);
-        }
-    }
 }

@@ -21,6 +21,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod able;
 pub mod host;
 
 #[cfg(feature = "update")]

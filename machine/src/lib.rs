@@ -37,5 +37,5 @@ pub use faults::{Faults, QueueFault, QueueFaultKind, Strike};
 pub use machine::{Machine, Serial, SerialLine};
 pub use platform::{Boot, Kernel};
 pub use probe::{Answer, Probe};
-pub use run::{Run, RunConfig, run};
+pub use run::{Release, Run, RunConfig, run};
 pub use trace::{Invalidation, TraceLine};

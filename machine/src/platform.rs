@@ -5,7 +5,7 @@ use crate::frames::Frames;
 use crate::machine::{Machine, Serial};
 use crate::memory::PAGE;
 use scenario::event::Event;
-use scenario::platform::{LocalInterrupts, Mark, MemoryRange, NoMemory, Platform};
+use scenario::platform::{Adoptable, LocalInterrupts, Mark, MemoryRange, NoMemory, Platform};
 use spec::{Extent, PhysAddr, SourceId};
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -18,10 +18,14 @@ const PIECE: u64 = 2 << 20;
 pub struct Boot {
     /// Its release string.
     pub release: String,
+    /// What its image says that it can adopt; `None` when it says nothing.
+    pub adopts: Option<[u32; 2]>,
     /// Where it lives.
     pub home: Extent,
     /// Where its successor will boot.
     pub successor_home: Option<Extent>,
+    /// What its successor's image says, likewise.
+    pub successor_adopts: Option<[u32; 2]>,
     /// Every area that kernels live in, now or later: nothing is allocated there.
     pub areas: Vec<Extent>,
     /// `key=value` on its command line.
@@ -75,6 +79,11 @@ impl<'m> Kernel<'m> {
             state.mmio_write(at.get(), bytes, value);
         });
     }
+}
+
+/// What an image's words say; nothing when they make no sense.
+fn able(words: Option<[u32; 2]>) -> Adoptable {
+    words.and_then(|words| Adoptable::from_words(words).ok()).unwrap_or(Adoptable::NOTHING)
 }
 
 fn hole(hole: crate::memory::Hole) -> NoMemory {
@@ -230,6 +239,21 @@ impl Platform for Kernel<'_> {
 
     fn successor_home(&self) -> Option<Extent> {
         self.boot.successor_home
+    }
+
+    fn load_successor(&self) -> Result<(), String> {
+        let words = self.boot.successor_adopts.ok_or("the image does not say what it can adopt")?;
+        Adoptable::from_words(words)
+            .map(|_| ())
+            .map_err(|error| format!("the image is not understood: {error}"))
+    }
+
+    fn successor_adopts(&self) -> Adoptable {
+        able(self.boot.successor_adopts)
+    }
+
+    fn adopts(&self) -> Adoptable {
+        able(self.boot.adopts)
     }
 
     fn spare(&self) -> Option<Extent> {

@@ -4,6 +4,7 @@ use crate::config::MachineConfig;
 use crate::machine::{Machine, Serial};
 use crate::platform::{Boot, Kernel};
 use scenario::event::Event;
+use scenario::platform::Adoptable;
 use scenario::story::{self, End, Verdict};
 use spec::{Extent, Frame, PhysAddr};
 
@@ -14,18 +15,28 @@ const MIB_FRAMES: u64 = 256;
 pub struct RunConfig {
     /// The machine.
     pub machine: MachineConfig,
-    /// Release strings, the first kernel's first: one more than there are updates.
-    pub releases: Vec<String>,
+    /// The kernels, the first one first: one more than there are updates.
+    pub releases: Vec<Release>,
     /// `key=value` on every kernel's command line (`no-poison`, `mutant`).
     pub options: Vec<(String, String)>,
+}
+
+/// A kernel, as its image says.
+#[derive(Debug, Clone)]
+pub struct Release {
+    /// Release string.
+    pub name: String,
+    /// What it can adopt, as [`Adoptable::to_words`] has it; `None` when the image does not say.
+    pub adopts: Option<[u32; 2]>,
 }
 
 impl RunConfig {
     /// `updates` updates in a row on `machine`, of kernels named a, b, c and so on.
     #[must_use]
     pub fn new(machine: MachineConfig, updates: u8) -> Self {
-        let releases = (0..=updates).map(|i| char::from(b'a' + i % 26).to_string()).collect();
-        Self { machine, releases, options: Vec::new() }
+        let adopts = Some(Adoptable::EVERYTHING.to_words());
+        let release = |i| Release { name: char::from(b'a' + i % 26).to_string(), adopts };
+        Self { machine, releases: (0..=updates).map(release).collect(), options: Vec::new() }
     }
 
     /// With one more option on the command lines.
@@ -90,9 +101,11 @@ pub fn run(config: &RunConfig, at_jump: &mut dyn FnMut(&Machine, PhysAddr)) -> R
     for (i, release) in config.releases.iter().enumerate() {
         let last = i + 1 == config.releases.len();
         let boot = Boot {
-            release: release.clone(),
+            release: release.name.clone(),
+            adopts: release.adopts,
             home: areas[i % 2],
             successor_home: (!last).then_some(areas[(i + 1) % 2]),
+            successor_adopts: config.releases.get(i + 1).and_then(|next| next.adopts),
             areas: areas.to_vec(),
             options: config.options.clone(),
         };

@@ -4,10 +4,12 @@ mod common;
 
 use common::{assert_good, blocked, broken_rules, failures, machine, play, traced, update};
 use holdover_machine::devices::Habits;
-use holdover_machine::{Capture, Machine, MachineConfig, RunConfig, Scope, TraceLine, UnitConfig, pci, run};
+use holdover_machine::{
+    Boot, Capture, Kernel, Machine, MachineConfig, RunConfig, Scope, TraceLine, UnitConfig, pci, run,
+};
 use scenario::event::Event;
-use scenario::platform::Mark;
-use scenario::story::{Mutant, Verdict};
+use scenario::platform::{Adoptable, Mark};
+use scenario::story::{self, End, Mutant, Verdict};
 use spec::fault::Reason;
 use spec::{Extent, PhysAddr, SourceId};
 
@@ -191,6 +193,64 @@ fn mistakes_show_from_outside() {
 
     let stray = run_with(Mutant::StrayLeaf);
     assert_eq!(stray.verdict, Verdict::Refused);
+}
+
+#[test]
+fn a_successor_is_held_to_what_its_image_says_before_anything_is_changed() {
+    let [version, every] = Adoptable::EVERYTHING.to_words();
+    let legacy = Adoptable::LEGACY.to_words();
+    let run_with = |adopts| {
+        let units = vec![UnitConfig::plain(BASE, 48).with_scalable_mode()];
+        let config = MachineConfig { units, ..machine(9) };
+        let mut config = RunConfig::new(config, 1).with_option("mode", "second-stage");
+        config.releases[1].adopts = adopts;
+        play(&config)
+    };
+    for (adopts, step, why) in [
+        (None, "load the successor", "does not say what it can adopt"),
+        (Some([version + 1, every]), "load the successor", "is written in version"),
+        (Some([version, every & !2]), "load the successor", "but not scalable mode"),
+        (Some(legacy), "freeze", "cannot adopt unit"),
+    ] {
+        let run = run_with(adopts);
+        assert_eq!(run.verdict, Verdict::Refused, "{why}");
+        assert_eq!(run.handovers, [], "{why}");
+        let events = run.events();
+        let told =
+            |e: &&Event| matches!(e, Event::Refused { step: s, why: w } if s == step && w.contains(why));
+        assert_eq!(events.iter().filter(told).count(), 1, "{why}");
+        let preserved = events.iter().any(|e| matches!(e, Event::Preserved { .. }));
+        assert_eq!(preserved, step == "freeze", "{why}");
+        assert_eq!(failures(&run).len(), 1, "{why}");
+        let blocked = traced(&run, |l| matches!(l, TraceLine::Faulted { .. }));
+        assert!(!blocked, "{why}: nobody is cut off");
+    }
+}
+
+#[test]
+fn a_kernel_that_was_jumped_into_against_its_word_fails_closed() {
+    let config =
+        MachineConfig { units: vec![UnitConfig::plain(BASE, 48).with_scalable_mode()], ..machine(9) };
+    let machine = Machine::new(&config);
+    let areas = holdover_machine::run::areas(config.memory);
+    let every = Some(Adoptable::EVERYTHING.to_words());
+    let boot = |own: usize, adopts, successor_adopts| Boot {
+        release: ["a", "b"][own].into(),
+        adopts,
+        home: areas[own],
+        successor_home: (own == 0).then_some(areas[1]),
+        successor_adopts,
+        areas: areas.to_vec(),
+        options: vec![("mode".into(), "second-stage".into())],
+    };
+    // What arrives is another kernel than the one whose image was read.
+    let End::Jump { fdt } = story::run(&Kernel::new(&machine, boot(0, every, every)), None, 0) else {
+        panic!("there was no jump")
+    };
+    let arrived = Kernel::new(&machine, boot(1, Some(Adoptable::LEGACY.to_words()), None));
+    assert_eq!(story::run(&arrived, Some(fdt), 1), End::Over(Verdict::Failed));
+    assert!(!machine.trace().iter().any(|l| matches!(l, TraceLine::TranslationEnabled { on: false, .. })));
+    assert_eq!(machine.request(pci::EDU_A, 0x0900_0000, true), None, "nobody reaches anything");
 }
 
 /// Firmware's reserved memory in these tests: the last 16 KiB of a machine of 512 MiB.

@@ -22,6 +22,8 @@ pub struct MemoryRange {
 
 /// No memory where memory was expected.
 pub use liveupdate::host::NoMemory;
+/// What a kernel can take over, as its image says.
+pub use liveupdate::host::{Adoptable, NoSense};
 
 /// The machine under a kernel.
 pub trait Platform {
@@ -107,6 +109,11 @@ pub trait Platform {
     fn load_successor(&self) -> Result<(), String> {
         Ok(())
     }
+    /// What the image of the successor that was loaded says that it can adopt; [`Adoptable::NOTHING`] where none was. The
+    /// update is refused at its freeze when that does not hold what is about to be handed over.
+    fn successor_adopts(&self) -> Adoptable;
+    /// What this kernel's own image says that it can adopt.
+    fn adopts(&self) -> Adoptable;
     /// `count` adjacent zeroed frames of RAM outside both areas, at a multiple of `align` frames (a power of two).
     /// `above` asks for frames at or above that address when there are some.
     fn allocate(&self, count: u64, align: u64, above: PhysAddr) -> Option<Extent>;

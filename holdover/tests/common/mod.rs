@@ -104,6 +104,19 @@ impl Ran {
         }
     }
 
+    /// The freeze was refused because the successor is for legacy mode alone: nothing else is wrong, and the devices go on.
+    pub(crate) fn assert_refused_for_its_mode(&self) {
+        self.assert_found(&[Kind::Refused], &[]);
+        assert_eq!(self.report.outcome, Outcome::Refused);
+        let words = &self.report.findings[0].words;
+        assert!(words.contains("freeze") && words.contains("cannot adopt unit"), "{words}");
+        assert!(self.report.translation_enabled_throughout);
+        assert_eq!(self.report.witness.discontinuities, 0, "the devices went on");
+        assert!(self.report.updates.is_empty(), "{:?}", self.report.updates);
+        assert!(self.report.cut_off.iter().all(|c| c.attempts_blocked == 0), "{:?}", self.report.cut_off);
+        assert!(self.report.faults.cut_off == 0 && self.report.faults.preserved == 0);
+    }
+
     /// The run found something: all of `required`, and nothing but that and `allowed`.
     pub(crate) fn assert_found(&self, required: &[Kind], allowed: &[Kind]) {
         assert_eq!(self.status, 1, "{}", self.errors);

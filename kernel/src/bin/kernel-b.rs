@@ -11,3 +11,5 @@ mod runtime;
 const RELEASE: &str = concat!(env!("CARGO_PKG_VERSION"), "-b");
 /// The scratch area that this release is linked for.
 const HOME: holdover_kernel::layout::Area = holdover_kernel::layout::S1;
+/// What this release can adopt: all that its driver knows.
+const ADOPTS: scenario::platform::Adoptable = scenario::platform::Adoptable::EVERYTHING;

@@ -25,7 +25,9 @@ impl<'m> Host<'m> {
     pub(crate) fn boot_in(machine: &'m Machine, memory: u64, area: usize) -> Self {
         let areas = run::areas(memory).to_vec();
         let (release, options, home) = ("a".into(), Vec::new(), areas[area]);
-        let boot = Boot { release, home, successor_home: None, areas, options };
+        let adopts = Some(scenario::platform::Adoptable::EVERYTHING.to_words());
+        let (successor_home, successor_adopts) = (None, None);
+        let boot = Boot { release, adopts, home, successor_home, successor_adopts, areas, options };
         Self { kernel: Kernel::new(machine, boot), silenced: RefCell::default() }
     }
 }

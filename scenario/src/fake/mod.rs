@@ -12,7 +12,7 @@ pub(crate) use hda::FakeHda;
 pub(crate) use pci::FakeFunction;
 
 use crate::event::Event;
-use crate::platform::{Mark, MemoryRange, NoMemory, Platform};
+use crate::platform::{Adoptable, Mark, MemoryRange, NoMemory, Platform};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec;
@@ -190,6 +190,12 @@ impl Platform for Machine {
     }
     fn successor_home(&self) -> Option<Extent> {
         None
+    }
+    fn successor_adopts(&self) -> Adoptable {
+        Adoptable::NOTHING
+    }
+    fn adopts(&self) -> Adoptable {
+        Adoptable::EVERYTHING
     }
     fn allocate(&self, _: u64, _: u64, _: PhysAddr) -> Option<Extent> {
         None

@@ -148,6 +148,11 @@ impl<'k, 'p, P: Platform + ?Sized> Kernel<'k, 'p, P> {
     pub(crate) fn other_ids(&self, source: SourceId) -> Vec<SourceId> {
         self.buses.0.aliases_of(source).into_iter().filter(|alias| *alias != source).collect()
     }
+
+    /// How many runs of frames are reserved or marked.
+    pub(crate) fn marked(&self) -> usize {
+        self.marks.borrow().len()
+    }
 }
 
 impl<P: Platform + ?Sized> liveupdate::host::Unit for Seam<'_, '_, P> {
@@ -283,7 +288,7 @@ impl<'k, 'p, P: Platform + ?Sized> Host for Kernel<'k, 'p, P> {
     }
     fn adoptable(&self) -> Adoptable {
         let mode = self.iommu.units().first().map(|unit| unit.config().mode);
-        mode.map_or(Adoptable::NOTHING, super::drive::adoptable)
+        mode.map_or(Adoptable::NOTHING, |mode| super::drive::adoptable(mode).and(self.platform().adopts()))
     }
     fn now(&self) -> u64 {
         self.platform().now()

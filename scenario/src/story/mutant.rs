@@ -1,7 +1,7 @@
 //! Mistakes that can be put in on purpose, to see that the witnesses notice.
 //!
-//! None of them is in the core: they sit in the seam between core and hardware, or in the incoming kernel before it has
-//! adopted anything. A run with one of them must end with exactly the finding that belongs to it.
+//! None of them is in the core: they sit in the seam between core and hardware, in the incoming kernel before it has
+//! adopted anything, or in what the platform has the outgoing kernel load. A run with one of them must end with exactly the finding that belongs to it.
 
 use crate::platform::Platform;
 use spec::regs::{Gsts, offset};
@@ -26,11 +26,14 @@ pub enum Mutant {
     BrokenHandover,
     /// While the outgoing kernel leaves, the preserved device's interrupt entry is not in its table.
     InterruptTableLost,
+    /// The successor is a kernel that drives units in legacy mode only, as its image says. No mistake where the update
+    /// is one in legacy mode.
+    LegacySuccessor,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::TranslationOff,
         Self::NoCutOff,
         Self::PoisonedPage,
@@ -39,6 +42,7 @@ impl Mutant {
         Self::LateStrayLeaf,
         Self::BrokenHandover,
         Self::InterruptTableLost,
+        Self::LegacySuccessor,
     ];
 
     /// Its name on command lines.
@@ -53,6 +57,7 @@ impl Mutant {
             Self::LateStrayLeaf => "late-stray-leaf",
             Self::BrokenHandover => "broken-handover",
             Self::InterruptTableLost => "interrupt-table-lost",
+            Self::LegacySuccessor => "legacy-successor",
         }
     }
 
@@ -85,5 +90,5 @@ const _: () = {
         assert!(Mutant::ALL[i] as usize == i);
         i += 1;
     }
-    assert!(Mutant::InterruptTableLost as usize + 1 == Mutant::ALL.len());
+    assert!(Mutant::LegacySuccessor as usize + 1 == Mutant::ALL.len());
 };

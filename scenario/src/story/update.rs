@@ -14,7 +14,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
 use iommu::DomainHandle;
-use liveupdate::host::{Atomic, Host, MaySleep, TableMemory};
+use liveupdate::host::{Atomic, MaySleep, TableMemory};
 use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, ReservedMemory, Sealed, Stage, Token};
 use spec::{PAGE_SIZE, PhysAddr, Requester, SourceId};
 
@@ -194,8 +194,7 @@ fn freeze<'k, 's, 'p, P: Platform + ?Sized>(
     let reserved: Vec<_> =
         scene.reserved.iter().map(|(source, region)| (requester(*source), *region)).collect();
     let reserved = ReservedMemory::Reduced(&reserved);
-    // The successor is given the same command line.
-    let successor = scene.kernel.adoptable();
+    let successor = platform.successor_adopts();
     let input = FreezeInput { release: platform.release(), update, scratch: &homes, reserved, successor };
     let mut words = super::store::audit_words();
     let mut findings = Vec::new();
@@ -221,7 +220,35 @@ fn freeze<'k, 's, 'p, P: Platform + ?Sized>(
         Err(refused) => {
             report_audit(platform, "before_jump", None, &findings);
             platform.event(&Event::Refused { step: "freeze".to_string(), why: refused.why.to_string() });
+            abandon(scene, refused.outgoing, ctx)?;
             Ok(None)
+        }
+    }
+}
+
+/// There will be no update: everything is unpreserved, and no frame stays marked.
+fn abandon<'k, 'p, P: Platform + ?Sized>(
+    scene: &Scene<'k, 'p, P>,
+    mut outgoing: Outgoing<'k, '_, Kernel<'k, 'p, P>>,
+    ctx: &mut MaySleep,
+) -> Result<(), Trouble> {
+    let requesters: Vec<_> = outgoing.requesters().map(|kept| kept.token).collect();
+    for token in requesters {
+        outgoing.unpreserve_requester(ctx, token).map_err(Trouble::at("unpreserve a requester"))?;
+    }
+    let domains: Vec<_> = outgoing.domains().map(|domain| domain.token).collect();
+    // Last first: a domain may lie below an earlier one.
+    for token in domains.into_iter().rev() {
+        outgoing.unpreserve_domain(ctx, token).map_err(Trouble::at("unpreserve a domain"))?;
+    }
+    let regions: Vec<_> = outgoing.regions().map(|region| region.token).collect();
+    for token in regions {
+        outgoing.unpreserve_region(ctx, token).map_err(Trouble::at("unpreserve a region"))?;
+    }
+    match scene.kernel.marked() {
+        0 => Ok(()),
+        runs => {
+            Err(Trouble { step: "undo an update", why: alloc::format!("{runs} runs of frames stay marked") })
         }
     }
 }
