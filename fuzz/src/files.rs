@@ -1,7 +1,7 @@
-//! Files: page files (packed or not), ELF cores, DMAR tables.
+//! Files: page files and compressed dumps (packed or not), ELF cores, DMAR tables.
 
 use inspect::format::{debugfs, html, json, text};
-use inspect::image::{self, Memory, Options};
+use inspect::image::{self, Form, Memory, Options};
 use inspect::model::{FindKho, Limits, Model};
 use inspect::registers::{self, Registers, USUAL_BASE, named};
 use inspect::tables::{Budget, Hardware};
@@ -24,10 +24,12 @@ pub(crate) fn chosen(data: &[u8]) -> bool {
 }
 
 pub(crate) fn page_file(data: &[u8]) {
-    let packed = data.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
-    let options = Options { base: None, unpacked: Some(UNPACKED) };
+    let options = Options { unpacked: Some(UNPACKED), ..Options::default() };
     let Ok(memory) = image::from_bytes(data.to_vec(), options) else { return };
-    assert!(memory.bytes() <= if packed { UNPACKED } else { data.len() as u64 });
+    // Of a compressed dump a page costs a descriptor.
+    let most = if memory.form() == Form::Compressed { UNPACKED / 24 * 4096 } else { UNPACKED };
+    assert!(memory.bytes() <= most);
+    apart(&memory);
     look(&memory, chosen(data));
 }
 
@@ -37,8 +39,7 @@ pub(crate) fn elf(data: &[u8]) {
         return;
     }
     let Ok(memory) = image::from_bytes(data.to_vec(), Options::default()) else { return };
-    // Segments may share bytes of the file, but no byte of memory has two places.
-    assert!(memory.runs().windows(2).all(|two| two[0].start + two[0].bytes <= two[1].start));
+    apart(&memory);
     for run in memory.runs() {
         let mut last = [0; 1];
         memory
@@ -46,6 +47,11 @@ pub(crate) fn elf(data: &[u8]) {
             .expect("the last byte of a run");
     }
     look(&memory, chosen(data));
+}
+
+/// Segments may share bytes of the file, but no byte of memory has two places.
+fn apart(memory: &Memory) {
+    assert!(memory.runs().windows(2).all(|two| two[0].start + two[0].bytes <= two[1].start));
 }
 
 /// Everything that can be done with an image whose registers it carries along, or whose root table is its first frame.

@@ -19,6 +19,15 @@ pub const PATIENCE: u64 = 200_000;
 /// Reads that a reader may still make when all memory is missing.
 const MANNERS: u64 = 20_000;
 
+/// Memory of a machine that has none: no page file is that empty.
+struct Nothing;
+
+impl inspect::image::Live for Nothing {
+    fn read_at(&mut self, _: u64, _: &mut [u8]) -> bool {
+        false
+    }
+}
+
 /// Memory that counts how often it is read.
 #[derive(Debug, Default, Clone)]
 pub struct Sparse {
@@ -73,6 +82,9 @@ impl Sparse {
     /// The same memory as the readers of images open it: by way of a page file.
     #[must_use]
     pub fn image(&self) -> inspect::image::Memory {
+        if self.pages.is_empty() {
+            return inspect::image::Memory::live(Box::new(Nothing), &[]);
+        }
         let mut bytes = Vec::with_capacity(16 + self.pages.len() * (8 + PAGE_SIZE as usize));
         bytes.extend_from_slice(b"VTDPAGE1");
         bytes.extend_from_slice(&(self.pages.len() as u64).to_le_bytes());

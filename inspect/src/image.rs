@@ -1,15 +1,19 @@
 //! Memory images: what a kernel's memory held, read out of a file.
 //!
 //! `open` looks at a file's first bytes and takes it for what it is: an ELF core (`elf`, program headers by physical
-//! address), a page file (`pages`), or, with a base address given, raw memory. Any of them may be packed with zstd.
+//! address), a compressed dump (`kdump`), a page file (`pages`), or, with a base address given, raw memory. Any of them may
+//! be packed with zstd (`unpack`), and a dump may be flattened (`flat`).
 //! The result is one [`Memory`]: runs of physical addresses, each with its place in the file. Memory that no run holds is
 //! *missing*, which is an answer of its own and never zero.
 
 mod elf;
+mod flat;
+mod kdump;
 mod open;
 mod pages;
 mod qmp;
 mod store;
+mod unpack;
 
 pub use open::{Form, OpenError, Options, UNPACKED_LIMIT, from_bytes, open};
 pub use pages::write as write_pages;

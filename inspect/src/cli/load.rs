@@ -26,6 +26,9 @@ pub struct ImageArgs {
     /// The image is raw memory that starts at this physical address
     #[arg(long, value_name = "ADDRESS", value_parser = number)]
     base: Option<u64>,
+    /// Raw memory leaves these addresses out, as the memory of a QEMU does below 4 GiB: the file goes on at END after START
+    #[arg(long, value_name = "START-END", value_parser = hole, requires = "base")]
+    hole: Option<(u64, u64)>,
     /// Registers of the units: a raw window, text of Linux's iommu_regset, or lines of words. BASE is where a raw window
     /// lies [default: 0xfed90000]
     #[arg(long, value_name = "[BASE=]FILE")]
@@ -74,6 +77,12 @@ pub(super) fn number(text: &str) -> Result<u64, String> {
     u64::from_str_radix(&digits, 16).map_err(|_| format!("{text:?} is no number in hex"))
 }
 
+/// Parses a hole in raw memory.
+fn hole(text: &str) -> Result<(u64, u64), String> {
+    let (start, end) = text.split_once('-').ok_or_else(|| format!("{text:?} is not START-END"))?;
+    Ok((number(start)?, number(end)?))
+}
+
 /// Parses where a handover is to be looked for.
 pub(super) fn parse_kho(text: &str) -> Result<FindKho, String> {
     Ok(match text {
@@ -98,7 +107,7 @@ pub(super) fn small_file(path: &Path) -> Result<Vec<u8>, Failure> {
 impl ImageArgs {
     /// The arguments for a second image; with the registers of this one when `registers` is `None`.
     pub(super) fn other(&self, registers: Option<&[String]>, base: Option<u64>) -> Self {
-        let mut other = Self { base, qmp: None, ..self.clone() };
+        let mut other = Self { base, hole: base.and(self.hole), qmp: None, ..self.clone() };
         if let Some(registers) = registers {
             other.registers = registers.to_vec();
             (other.rtaddr, other.irta, other.iqa) = (None, None, None);
@@ -126,7 +135,8 @@ impl ImageArgs {
         let (memory, live) = match (image, &self.qmp) {
             (None, Some(socket)) => image::open_qmp(socket, &usual).map_err(|error| named(socket, error))?,
             (Some(path), None) => {
-                let opened = image::open(path, Options { base: self.base, ..Options::default() });
+                let options = Options { base: self.base, hole: self.hole, ..Options::default() };
+                let opened = image::open(path, options);
                 (opened.map_err(|error| named(path, error))?, Vec::new())
             }
             (Some(_), Some(_)) => return Err("either an image or --qmp, not both".into()),

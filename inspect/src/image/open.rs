@@ -1,7 +1,9 @@
-//! From a file's name to a memory image: which form it has, and unpacking.
+//! From a file's name to a memory image: which form it has, told by its first bytes.
 
+use super::flat::{self, Flat};
 use super::store::Store;
-use super::{Memory, Run, elf, pages};
+use super::unpack::{is_packed, unpack};
+use super::{Memory, Run, elf, kdump, pages};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -9,17 +11,33 @@ use std::path::Path;
 
 /// Bytes that a packed image may have when unpacked.
 pub const UNPACKED_LIMIT: u64 = 8 << 30;
+/// Bytes that a form is told from.
+const FIRST: usize = 16;
 
-/// First bytes of a zstd frame.
-const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-/// First bytes of dumps that makedumpfile packed.
-const PACKED_DUMPS: [&[u8]; 3] = [b"KDUMP   ", b"DISKDUMP", b"makedump"];
+/// Forms that are known and not read: what they begin with, what they are, and what to do about it.
+const FOREIGN: [(&[u8], &str, &str); 11] = [
+    (b"\x1f\x8b", "gzip", UNPACK),
+    (b"\xfd7zXZ\0", "xz", UNPACK),
+    (b"BZh", "bzip2", UNPACK),
+    (b"\x04\x22\x4d\x18", "lz4", UNPACK),
+    (b"PAGEDU64", "Windows's crash dump", DUMP),
+    (b"PAGEDUMP", "Windows's crash dump", DUMP),
+    (b"DISKDUMP", "diskdump", DUMP),
+    (b"EMiL", "LiME", "write it with format=raw or padded, and say where it starts with --base"),
+    (b"QEVM", "QEMU's saved state", "load it (-incoming) and look with --qmp, or dump-guest-memory there"),
+    (b"QFI\xfb", "a disk of QEMU's (qcow2)", DUMP),
+    (b"LUKS\xba\xbe", "an encrypted disk", DUMP),
+];
+const UNPACK: &str = "unpack it first";
+const DUMP: &str = "an ELF core is needed: kdump's vmcore, or QEMU's dump-guest-memory without -w";
 
 /// What a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// An ELF core.
     Elf,
+    /// A compressed dump of makedumpfile's or QEMU's.
+    Compressed,
     /// A page file.
     Pages,
     /// Raw memory.
@@ -32,6 +50,7 @@ impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Elf => "ELF core",
+            Self::Compressed => "compressed dump",
             Self::Pages => "page file",
             Self::Raw => "raw memory",
             Self::Live => "live machine",
@@ -44,6 +63,8 @@ impl fmt::Display for Form {
 pub struct Options {
     /// It is raw memory that starts at this physical address.
     pub base: Option<u64>,
+    /// Raw memory leaves these addresses out: where they start, and where it goes on.
+    pub hole: Option<(u64, u64)>,
     /// Bytes that it may have when unpacked, if not [`UNPACKED_LIMIT`].
     pub unpacked: Option<u64>,
 }
@@ -56,17 +77,34 @@ pub enum OpenError {
     /// Unpacking failed.
     Packed(io::Error),
     /// It unpacks to more than it may.
-    TooLarge,
+    TooLarge {
+        /// Bytes that it may have.
+        limit: u64,
+    },
     /// Its form cannot be told from its first bytes.
     Unknown,
-    /// A form that this release does not read.
-    PackedDump,
+    /// It has no bytes.
+    Empty,
+    /// A form that is known and not read.
+    Foreign {
+        /// What is said of it.
+        what: &'static str,
+        /// The form.
+        name: &'static str,
+        /// What to do about it.
+        instead: &'static str,
+    },
+    /// A damaged compressed or flattened dump.
+    Dump {
+        /// What is wrong with it.
+        what: String,
+    },
     /// A damaged page file.
     PageFile {
         /// What is wrong with it.
         what: String,
     },
-    /// A damaged ELF core.
+    /// A damaged ELF core, or an ELF file that is none.
     Elf {
         /// What is wrong with it.
         what: String,
@@ -78,6 +116,18 @@ pub enum OpenError {
         /// The base given.
         base: u64,
     },
+    /// Raw memory was named, but this is none.
+    NotRaw {
+        /// What it is.
+        form: &'static str,
+    },
+    /// A hole that raw memory does not reach, or that is none.
+    Hole {
+        /// Where it starts.
+        start: u64,
+        /// Where it ends.
+        end: u64,
+    },
 }
 
 impl fmt::Display for OpenError {
@@ -85,19 +135,26 @@ impl fmt::Display for OpenError {
         match self {
             Self::Io(error) => error.fmt(f),
             Self::Packed(error) => write!(f, "cannot be unpacked: {error}"),
-            Self::TooLarge => {
-                write!(f, "unpacks to more than {} GiB: unpack it with zstd -d first", UNPACKED_LIMIT >> 30)
+            Self::TooLarge { limit } => {
+                write!(f, "unpacks to more than {} MiB: unpack it with zstd -d first", limit >> 20)
             }
             Self::Unknown => f.write_str(
-                "neither a page file nor an ELF core; for raw memory say where it starts, with --base",
+                "neither a page file nor an ELF core nor a compressed dump; for raw memory say where it starts, with \
+                 --base",
             ),
-            Self::PackedDump => {
-                f.write_str("a dump in makedumpfile's own format: make it an ELF core with makedumpfile -E")
-            }
+            Self::Empty => f.write_str("the file is empty"),
+            Self::Foreign { what, name, instead } => write!(f, "{what} {name}: {instead}"),
+            Self::Dump { what } => write!(f, "damaged dump: {what}"),
             Self::PageFile { what } => write!(f, "damaged page file: {what}"),
-            Self::Elf { what } => write!(f, "damaged ELF core: {what}"),
+            Self::Elf { what } => f.write_str(what),
             Self::Qmp(error) => write!(f, "monitor: {error}"),
             Self::Base { base } => write!(f, "memory from {base:#x} on leaves the address space"),
+            Self::NotRaw { form } => {
+                write!(f, "this is {form}, which says by itself where its memory lies: leave --base out")
+            }
+            Self::Hole { start, end } => {
+                write!(f, "no hole from {start:#x} to {end:#x} in this memory: --hole START-END lies within it")
+            }
         }
     }
 }
@@ -110,10 +167,10 @@ impl std::error::Error for OpenError {}
 pub fn open(path: &Path, options: Options) -> Result<Memory, OpenError> {
     let mut file = File::open(path).map_err(OpenError::Io)?;
     let mut first = Vec::new();
-    (&file).take(ZSTD.len() as u64).read_to_end(&mut first).map_err(OpenError::Io)?;
+    (&file).take(FIRST as u64).read_to_end(&mut first).map_err(OpenError::Io)?;
     file.seek(SeekFrom::Start(0)).map_err(OpenError::Io)?;
-    let store = if first == ZSTD {
-        Store::Bytes(unpack(file, options)?)
+    let store = if is_packed(&first) {
+        Store::Unpacked(unpack(file, options.unpacked.unwrap_or(UNPACKED_LIMIT))?)
     } else {
         Store::file(file).map_err(OpenError::Io)?
     };
@@ -125,41 +182,82 @@ pub fn open(path: &Path, options: Options) -> Result<Memory, OpenError> {
 /// # Errors
 /// See [`OpenError`].
 pub fn from_bytes(bytes: Vec<u8>, options: Options) -> Result<Memory, OpenError> {
-    let bytes = if bytes.starts_with(&ZSTD) { unpack(bytes.as_slice(), options)? } else { bytes };
-    from_store(Store::Bytes(bytes), options)
+    let store = if is_packed(&bytes) {
+        Store::Unpacked(unpack(bytes.as_slice(), options.unpacked.unwrap_or(UNPACKED_LIMIT))?)
+    } else {
+        Store::Bytes(bytes)
+    };
+    from_store(store, options)
 }
 
-fn unpack(packed: impl Read, options: Options) -> Result<Vec<u8>, OpenError> {
-    let limit = options.unpacked.unwrap_or(UNPACKED_LIMIT);
-    let packed = io::BufReader::new(packed);
-    let decoder = ruzstd::decoding::StreamingDecoder::new(packed)
-        .map_err(|error| OpenError::Packed(io::Error::other(error)))?;
-    let mut bytes = Vec::new();
-    decoder.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(OpenError::Packed)?;
-    if bytes.len() as u64 > limit { Err(OpenError::TooLarge) } else { Ok(bytes) }
+/// The first bytes of a store, zeroes behind its end.
+fn first_of(store: &Store) -> [u8; FIRST] {
+    let mut first = [0; FIRST];
+    let here = usize::try_from(store.bytes()).map_or(FIRST, |bytes| bytes.min(FIRST));
+    // What cannot be read is no form that is known.
+    let _ = store.read_at(0, &mut first[..here]);
+    first
 }
 
-fn from_store(store: Store, options: Options) -> Result<Memory, OpenError> {
-    if let Some(base) = options.base {
-        let bytes = store.bytes();
-        if base.checked_add(bytes).is_none() {
-            return Err(OpenError::Base { base });
-        }
-        return Ok(Memory::new(store, vec![Run { start: base, bytes, offset: 0 }], Form::Raw, Vec::new()));
+fn from_store(mut store: Store, options: Options) -> Result<Memory, OpenError> {
+    if store.bytes() == 0 {
+        return Err(OpenError::Empty);
     }
-    let mut first = [0; 8];
-    let known = store.bytes() >= 8 && store.read_at(0, &mut first);
-    if known && first == pages::MAGIC {
-        let (runs, notes) = pages::runs(&store)?;
+    let mut first = first_of(&store);
+    if let Some(base) = options.base {
+        return raw(store, &first, base, options.hole);
+    }
+    let mut notes = Vec::new();
+    if first == flat::MAGIC {
+        let (flat, odd) = Flat::new(store)?;
+        (store, notes) = (Store::Flat(Box::new(flat)), odd);
+        first = first_of(&store);
+    }
+    if first.starts_with(&pages::MAGIC) {
+        let (runs, odd) = pages::runs(&store)?;
+        notes.extend(odd);
         return Ok(Memory::new(store, runs, Form::Pages, notes));
     }
-    if known && first.starts_with(b"\x7fELF") {
-        let (runs, notes) = match &store {
-            Store::Bytes(bytes) => elf::runs(bytes.as_slice())?,
-            Store::File(file) => file.with_headers(|data| elf::runs(data))?,
-            Store::Live(_) => return Err(OpenError::Unknown),
-        };
+    if first.starts_with(ELF) {
+        let (runs, odd) = elf::runs(&store)?;
+        notes.extend(odd);
         return Ok(Memory::new(store, runs, Form::Elf, notes));
     }
-    Err(if PACKED_DUMPS.contains(&first.as_slice()) { OpenError::PackedDump } else { OpenError::Unknown })
+    if first.starts_with(&kdump::MAGIC) {
+        return kdump::open(store, notes);
+    }
+    let foreign = FOREIGN.iter().find(|(magic, ..)| first.starts_with(magic));
+    Err(foreign.map_or(OpenError::Unknown, |&(_, name, instead)| OpenError::Foreign {
+        what: "this is",
+        name,
+        instead,
+    }))
+}
+
+/// First bytes of an ELF file.
+const ELF: &[u8] = b"\x7fELF";
+
+/// Raw memory, which nothing tells from anything else: at least it is not something that is known.
+fn raw(store: Store, first: &[u8], base: u64, hole: Option<(u64, u64)>) -> Result<Memory, OpenError> {
+    let known: [(&[u8], &str); 4] = [
+        (&pages::MAGIC, "a page file"),
+        (ELF, "an ELF file"),
+        (&kdump::MAGIC, "a compressed dump"),
+        (flat::MAGIC, "a flattened dump"),
+    ];
+    if let Some((_, form)) = known.into_iter().find(|(magic, _)| first.starts_with(magic)) {
+        return Err(OpenError::NotRaw { form });
+    }
+    let bytes = store.bytes();
+    let mut runs = vec![Run { start: base, bytes, offset: 0 }];
+    if let Some((start, end)) = hole {
+        let before = start.checked_sub(base).filter(|before| (1..bytes).contains(before) && start < end);
+        let before = before.ok_or(OpenError::Hole { start, end })?;
+        runs[0].bytes = before;
+        runs.push(Run { start: end, bytes: bytes - before, offset: before });
+    }
+    if runs.iter().any(|run| run.start.checked_add(run.bytes).is_none()) {
+        return Err(OpenError::Base { base });
+    }
+    Ok(Memory::new(store, runs, Form::Raw, Vec::new()))
 }

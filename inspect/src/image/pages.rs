@@ -43,12 +43,32 @@ pub(crate) fn runs(store: &Store) -> Result<(Vec<Run>, Vec<String>), OpenError> 
         }
         runs.push(Run { start, bytes: PAGE_SIZE, offset: first_page + page * PAGE_SIZE });
     }
-    let mut order: Vec<u64> = runs.iter().map(|run| run.start).collect();
-    order.sort_unstable();
-    if let Some(twice) = order.windows(2).find(|two| two[0] == two[1]) {
-        return Err(OpenError::PageFile { what: format!("it holds the page at {:#x} twice", twice[0]) });
+    if runs.is_empty() {
+        return Err(OpenError::PageFile { what: "it holds no page".into() });
+    }
+    let twice = twice(store, &mut runs)?;
+    if twice > 0 {
+        notes.push(format!("{twice} pages are held more than once, with the same content"));
     }
     Ok((runs, notes))
+}
+
+/// Leaves each page once, ascending; gives back how many went.
+fn twice(store: &Store, runs: &mut Vec<Run>) -> Result<usize, OpenError> {
+    // Of those at one address the first in the file comes first.
+    runs.sort_unstable_by_key(|run| (run.start, run.offset));
+    let page = |run: &Run| {
+        let mut page = [0; PAGE_SIZE as usize];
+        store.read_at(run.offset, &mut page).then_some(page)
+    };
+    let same = |two: &[Run]| two[0].start != two[1].start || page(&two[0]) == page(&two[1]);
+    if let Some(two) = runs.windows(2).find(|two| !same(two)) {
+        let what = format!("it holds the page at {:#x} twice, with different content", two[0].start);
+        return Err(OpenError::PageFile { what });
+    }
+    let before = runs.len();
+    runs.dedup_by_key(|run| run.start);
+    Ok(before - runs.len())
 }
 
 /// Writes the pages at `addresses` out of `memory`, then `extra` pages by address and content. All addresses are multiples

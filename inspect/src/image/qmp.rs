@@ -5,7 +5,7 @@
 //! stopped while somebody looks, unless it stood still already, and goes on afterwards.
 
 use super::open::OpenError;
-use super::store::{Asked, Live, Store};
+use super::store::{Asked, CHUNK, Live, Store, by_chunks};
 use super::{Form, Memory, Run};
 use crate::registers::{self, Registers};
 use serde_json::{Value, json};
@@ -23,8 +23,6 @@ const ANSWER: u64 = 64 << 20;
 const EVENTS: usize = 10_000;
 /// Chunks kept at most; then all are dropped.
 const KEPT: usize = 16384;
-/// Bytes fetched at once.
-const CHUNK: u64 = 4096;
 
 /// A connection to a monitor.
 #[derive(Debug)]
@@ -121,17 +119,14 @@ impl Drop for Monitor {
 
 impl Live for Monitor {
     fn read_at(&mut self, offset: u64, out: &mut [u8]) -> bool {
-        let mut done = 0;
-        while done < out.len() {
-            let at = offset + done as u64;
-            let within = (at % CHUNK) as usize;
-            let take = (out.len() - done).min(CHUNK as usize - within);
-            let chunk = self.chunk(at - within as u64).ok();
-            let Some(part) = chunk.and_then(|chunk| chunk.get(within..within + take)) else { return false };
-            out[done..done + take].copy_from_slice(part);
-            done += take;
-        }
-        true
+        by_chunks(offset, out, |number, within, out| {
+            let chunk = self.chunk(number * CHUNK).ok();
+            let part = chunk.and_then(|chunk| chunk.get(within..within + out.len()));
+            part.is_some_and(|part| {
+                out.copy_from_slice(part);
+                true
+            })
+        })
     }
 }
 

@@ -1,12 +1,15 @@
-//! Where an image's bytes lie: in a file that is read as needed, or unpacked in memory.
+//! Where an image's bytes lie: in a file that is read as needed, unpacked in memory, or with somebody who is asked.
 
+use super::flat::Flat;
+use super::unpack::Unpacked;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 /// Bytes read from a file at once.
-const CHUNK: u64 = 4096;
+pub(crate) const CHUNK: u64 = 4096;
 /// Chunks kept at most (64 MiB); then all are dropped.
 const KEPT: usize = 16384;
 
@@ -15,8 +18,12 @@ const KEPT: usize = 16384;
 pub(crate) enum Store {
     /// In memory.
     Bytes(Vec<u8>),
+    /// Unpacked in memory.
+    Unpacked(Unpacked),
     /// In a file.
     File(FileStore),
+    /// In pieces of another store.
+    Flat(Box<Flat>),
     /// With somebody who is asked.
     Live(Asked),
 }
@@ -55,7 +62,9 @@ impl Store {
     pub(crate) fn bytes(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Unpacked(unpacked) => unpacked.bytes(),
             Self::File(file) => file.bytes,
+            Self::Flat(flat) => flat.bytes(),
             Self::Live(_) => u64::MAX,
         }
     }
@@ -71,33 +80,73 @@ impl Store {
                     true
                 })
             }
-            Self::File(file) => file.read_at(offset, out),
+            Self::Unpacked(unpacked) => unpacked.read_at(offset, out),
+            Self::File(file) => by_chunks(offset, out, |chunk, within, part| file.read(chunk, within, part)),
+            Self::Flat(flat) => flat.read_at(offset, out),
             Self::Live(live) => live.0.borrow_mut().read_at(offset, out),
         }
     }
 }
 
-impl FileStore {
-    /// Calls `read` with the file as the `object` crate wants it: parts are read once and kept until it returns.
-    pub(crate) fn with_headers<T>(&self, read: impl FnOnce(&object::ReadCache<&File>) -> T) -> T {
-        read(&object::ReadCache::new(&self.file))
-    }
-
-    fn read_at(&self, mut offset: u64, mut out: &mut [u8]) -> bool {
-        while !out.is_empty() {
-            let within = (offset % CHUNK) as usize;
-            let take = out.len().min(CHUNK as usize - within);
-            let (now, later) = out.split_at_mut(take);
-            if !self.read_within(offset / CHUNK, within, now) {
-                return false;
-            }
-            out = later;
-            offset += take as u64;
+/// Fills `out` from `offset` on, chunk by chunk: `read` is given a chunk's number, the first byte that is wanted of it, and
+/// where it belongs. `false` as soon as `read` says so.
+pub(crate) fn by_chunks(
+    mut offset: u64,
+    mut out: &mut [u8],
+    mut read: impl FnMut(u64, usize, &mut [u8]) -> bool,
+) -> bool {
+    while !out.is_empty() {
+        let within = (offset % CHUNK) as usize;
+        let take = out.len().min(CHUNK as usize - within);
+        let (now, later) = out.split_at_mut(take);
+        if !read(offset / CHUNK, within, now) {
+            return false;
         }
-        true
+        out = later;
+        // Past the last address nothing is left to read.
+        offset = offset.wrapping_add(take as u64);
     }
+    true
+}
 
-    fn read_within(&self, chunk: u64, within: usize, out: &mut [u8]) -> bool {
+/// A store as something to read on in, as the `object` crate wants it.
+pub(crate) struct Reader<'s> {
+    store: &'s Store,
+    at: u64,
+}
+
+impl<'s> Reader<'s> {
+    pub(crate) const fn new(store: &'s Store) -> Self {
+        Self { store, at: 0 }
+    }
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let left = self.store.bytes().saturating_sub(self.at);
+        let take = usize::try_from(left).unwrap_or(usize::MAX).min(out.len());
+        if !self.store.read_at(self.at, &mut out[..take]) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.at += take as u64;
+        Ok(take)
+    }
+}
+
+impl Seek for Reader<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.store.bytes().checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
+
+impl FileStore {
+    fn read(&self, chunk: u64, within: usize, out: &mut [u8]) -> bool {
         let mut kept = self.kept.borrow_mut();
         if !kept.contains_key(&chunk) {
             let start = chunk * CHUNK;

@@ -1,6 +1,7 @@
 //! Images of real kernels, their registers, and what is known to be true of them.
 #![allow(dead_code)]
 
+pub(crate) mod containers;
 pub(crate) mod synthetic;
 
 use holdover_inspect::image::{self, Memory, Options};
