@@ -238,6 +238,15 @@ impl<H: Hal> Unit for VtdUnit<'_, H> {
     fn forget_device(&self, atomic: &Atomic, source: SourceId, tlb: DeviceTlb) -> Result<bool, TimedOut> {
         self.forget_all_in_device(atomic, source, tlb)
     }
+    fn forget_device_pasid(
+        &self,
+        atomic: &Atomic,
+        source: SourceId,
+        tlb: DeviceTlb,
+        pasid: u32,
+    ) -> Result<bool, TimedOut> {
+        self.forget_in_device(atomic, source, tlb, &[pasid], None)
+    }
     fn disable(&self, _atomic: &Atomic) -> Result<(), TimedOut> {
         self.registers.command("switching translation off", |c| c.with_te(false), |s| !s.tes())?;
         self.release_protected_memory()

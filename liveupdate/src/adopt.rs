@@ -9,10 +9,12 @@ use crate::book::{Attached, Book, DomainState, Kept, Token};
 use crate::freeze::run_audit;
 use crate::host::{Host, MaySleep, Unit};
 use crate::interrupts;
+use crate::mode::Mode;
 use crate::mutant;
 use crate::open::Opened;
 use crate::prune::{CutOffEvent, prune};
 use crate::retrieve::Incoming;
+use crate::roots;
 use audit::{Finding, Item, What};
 use spec::{DomainId, Frame, PhysAddr, UnitId};
 
@@ -140,6 +142,30 @@ impl<'s> Opened<'s> {
         }
     }
 
+    /// Marks requesters that have no entry any more, because their devices did not answer.
+    fn block_cut_off<H: Host>(&mut self, host: &H, report: &mut dyn FnMut(AdoptEvent)) {
+        for index in 0..self.book.requesters.capacity() {
+            let Some(kept) = self.book.requesters.get(index).copied() else { continue };
+            let may_lack_it = kept.device_tlb.is_some() && kept.entry.directory().is_some();
+            if !may_lack_it || !self.book.is_any_sound(index) {
+                continue;
+            }
+            let unit = self.book.units.get(kept.unit).and_then(|unit| host.unit(unit.id));
+            let there = unit.is_some_and(|unit| {
+                let found = roots::find(host, Mode::Scalable, unit.root().table(), kept.requester.source);
+                found.is_ok_and(|found| found.is_some_and(|(_, entry)| entry.present()))
+            });
+            if there {
+                continue;
+            }
+            for slot in 0..self.book.attachments.capacity() {
+                let own = self.book.attachments.get_mut(slot).filter(|a| a.requester == index);
+                own.into_iter().for_each(|a| a.blocked = true);
+            }
+            report(AdoptEvent::RequesterBlocked(kept.token));
+        }
+    }
+
     /// Marks all PASIDs of a requester, and of those that share its directory.
     fn block_requester(&mut self, kept: &Kept) {
         for index in 0..self.book.attachments.capacity() {
@@ -219,6 +245,7 @@ impl<'s> Checked<'s> {
             });
             report(AdoptEvent::Adopted(kept.id));
         }
+        self.opened.block_cut_off(host, report);
         Incoming { host, opened: self.opened, forgotten }
     }
 

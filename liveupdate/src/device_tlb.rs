@@ -4,9 +4,15 @@
 //! A cleared entry blocks whatever a device still keeps. Its device-TLB is invalidated all the same, after the IOTLB (I6), or
 //! the next kernel that attaches it would find it in old memory. One that does not answer in the unit's time is reported and
 //! its ATS switched off; after a unit that itself says nothing, no device of it is asked any more.
+//!
+//! No entry blocks what a device keeps of a PASID that went while the requester goes on: translated requests are let pass by
+//! the context entry alone (VT-d 4.1). So such a device is made to forget the PASID, and one that does not answer is cut off
+//! with all it has.
 
-use crate::host::{Atomic, Host, Unit};
+use crate::book::Kept;
+use crate::host::{Atomic, Forget, Host, TimedOut, Unit};
 use crate::mode::Context;
+use crate::mutant::{self, Mutant};
 use crate::prune::{CutOffEvent, Pruning};
 use crate::roots;
 use spec::Requester;
@@ -46,16 +52,107 @@ impl<'a, H: Host> Devices<'a, H> {
         report: &mut dyn FnMut(CutOffEvent),
     ) {
         let Some(tlb) = self.host.device_tlb(requester) else { return };
-        if !self.lost {
-            match self.unit.forget_device(atomic, requester.source, tlb) {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(_) => self.lost = true,
-            }
+        if !self.answers(|unit| unit.forget_device(atomic, requester.source, tlb)) {
+            self.switch_off(atomic, requester, report);
         }
+    }
+
+    /// Asks the device of a requester that goes on to forget PASIDs of its that went. Says whether it did; if not, its ATS is
+    /// off, and its entry is for the caller to clear.
+    pub(crate) fn forget_pasids(
+        &mut self,
+        atomic: &Atomic,
+        kept: &Kept,
+        gone: Gone,
+        report: &mut dyn FnMut(CutOffEvent),
+    ) -> bool {
+        let known = kept.device_tlb.filter(|_| gone != Gone::None && !mutant::on(Mutant::PasidInDevice));
+        let Some(tlb) = known else { return true };
+        let source = kept.requester.source;
+        let answered = self.answers(|unit| match gone {
+            Gone::One(pasid) if pasid != kept.rid_pasid() => {
+                unit.forget_device_pasid(atomic, source, tlb, pasid)
+            }
+            // Requests without PASID are among them, or there are too many to be asked for one by one.
+            _ => unit.forget_device(atomic, source, tlb),
+        });
+        if !answered {
+            self.switch_off(atomic, kept.requester, report);
+        }
+        answered
+    }
+
+    fn answers(&mut self, ask: impl FnOnce(&H::Unit) -> Result<bool, TimedOut>) -> bool {
+        if self.lost {
+            return false;
+        }
+        ask(self.unit).unwrap_or_else(|_| {
+            self.lost = true;
+            false
+        })
+    }
+
+    fn switch_off(&self, atomic: &Atomic, requester: Requester, report: &mut dyn FnMut(CutOffEvent)) {
         let off = self.host.device_tlb_off(atomic, requester);
         report(CutOffEvent::DeviceSilent { requester, off });
     }
+}
+
+/// Which PASIDs of a directory went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gone {
+    None,
+    One(u32),
+    Several,
+}
+
+impl Gone {
+    pub(crate) fn and(self, pasid: u32) -> Self {
+        if self == Self::None { Self::One(pasid) } else { Self::Several }
+    }
+}
+
+/// Between forgetting and wiping: the devices of requesters that go on forget those of their PASIDs that went. One that does
+/// not answer is cut off: its entry is cleared, and the unit made to forget it.
+pub(crate) fn forget_pasids<H: Host>(
+    pruning: &Pruning<'_, '_, H>,
+    devices: &mut Devices<'_, H>,
+    atomic: &Atomic,
+    report: &mut dyn FnMut(CutOffEvent),
+) {
+    if !devices.unit.ecap().dt() {
+        return;
+    }
+    let mut cut_off = false;
+    for (run, context) in pruning.directories().filter(|(_, context)| context.dte()) {
+        let gone = pruning.gone(run, context);
+        for (index, requester) in pruning.users(run) {
+            let Some(kept) = pruning.book.requesters.get(index) else { continue };
+            if !devices.forget_pasids(atomic, kept, gone, report) {
+                pruning.clear_contexts_of(index, requester, report);
+                cut_off = true;
+            }
+        }
+    }
+    if cut_off {
+        forget_and_report(devices.unit, atomic, Forget::Everything, report);
+    }
+}
+
+/// Says whether the unit confirmed.
+pub(crate) fn forget_and_report<U: Unit>(
+    unit: &U,
+    atomic: &Atomic,
+    what: Forget,
+    report: &mut dyn FnMut(CutOffEvent),
+) -> bool {
+    let forgotten = unit.forget(atomic, what);
+    let confirmed = forgotten.is_ok();
+    report(match forgotten {
+        Ok(_) => CutOffEvent::Confirmed(unit.id()),
+        Err(timed_out) => CutOffEvent::NotConfirmed(timed_out),
+    });
+    confirmed
 }
 
 /// Between forgetting and wiping: asks the devices of all entries that were cleared. What cannot be read has been reported.

@@ -4,7 +4,7 @@
 
 use crate::adopt::is_done;
 use crate::book::{Attached, Book, Domain, DomainState, Kept, PasidRun, Region};
-use crate::device_tlb::Devices;
+use crate::device_tlb::{Devices, Gone, forget_and_report};
 use crate::host::{Atomic, Forget, Host, MaySleep, NoMemory, TimedOut, Unit};
 use crate::interrupts;
 use crate::list::List;
@@ -195,22 +195,31 @@ fn cut_off_pasids<H: Host>(
         sharing.any(|other| other.pasid == a.pasid && other.retrieved)
     };
     let left = || book.attachments_of(index).map(|(_, a)| a).filter(|a| !retrieved(a) && book.is_sound(a));
-    let mut cleared = false;
+    let mut cleared = Gone::None;
     for attached in left() {
         let pasid = attached.pasid;
         let done = roots::find_pasid(host, context, pasid).and_then(|found| {
             let Some((table, entry)) = found.filter(|(_, e)| *e == attached.entry) else { return Ok(()) };
             roots::clear_present(host, roots::pasid_entry_at(table, pasid))?;
-            cleared = true;
+            cleared = cleared.and(pasid);
             report(CutOffEvent::PasidCleared { requester, pasid, entry });
             Ok(())
         });
         done.unwrap_or_else(|e| report(CutOffEvent::Unreachable(e)));
     }
-    if !cleared {
+    if cleared == Gone::None {
         return;
     }
-    forget_and_report(unit, atomic, Forget::Everything, report);
+    let forgotten = forget_and_report(unit, atomic, Forget::Everything, report);
+    if context.dte() {
+        let mut devices = Devices::new(host, unit, !forgotten);
+        // Those that share the directory had these PASIDs too.
+        for (_, kept) in book.requesters.iter().filter(|(_, k)| k.retrieved && k.shares(kept)) {
+            if !devices.forget_pasids(atomic, kept, cleared, report) {
+                cut_off_one(host, unit, atomic, kept, kept.requester.source, report);
+            }
+        }
+    }
     for pasid in left().map(|a| a.pasid) {
         let done = roots::find_pasid(host, context, pasid).and_then(|found| match found {
             Some((table, entry)) if !entry.present() => {
@@ -220,20 +229,4 @@ fn cut_off_pasids<H: Host>(
         });
         done.unwrap_or_else(|e| report(CutOffEvent::Unreachable(e)));
     }
-}
-
-/// Says whether the unit confirmed.
-fn forget_and_report<U: Unit>(
-    unit: &U,
-    atomic: &Atomic,
-    what: Forget,
-    report: &mut dyn FnMut(CutOffEvent),
-) -> bool {
-    let forgotten = unit.forget(atomic, what);
-    let confirmed = forgotten.is_ok();
-    report(match forgotten {
-        Ok(_) => CutOffEvent::Confirmed(unit.id()),
-        Err(timed_out) => CutOffEvent::NotConfirmed(timed_out),
-    });
-    confirmed
 }

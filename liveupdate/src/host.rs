@@ -193,6 +193,21 @@ pub trait Unit {
     fn forget_device(&self, _atomic: &Atomic, _source: SourceId, _tlb: DeviceTlb) -> Result<bool, TimedOut> {
         Err(TimedOut { unit: self.id(), what: "device-TLB invalidation, which the host lacks", waited: 0 })
     }
+    /// Makes a device forget the translations that it keeps of requests with one PASID (VT-d 6.5.2.6), as
+    /// [`Self::forget_device`] otherwise: which is what a host does that does not provide it, since forgetting more is no
+    /// harm.
+    ///
+    /// # Errors
+    /// As [`Self::forget_device`].
+    fn forget_device_pasid(
+        &self,
+        atomic: &Atomic,
+        source: SourceId,
+        tlb: DeviceTlb,
+        _pasid: u32,
+    ) -> Result<bool, TimedOut> {
+        self.forget_device(atomic, source, tlb)
+    }
     /// Switches translation off and protected memory off: for a unit with nothing preserved, as a normal shutdown does.
     ///
     /// # Errors

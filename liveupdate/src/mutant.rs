@@ -69,6 +69,8 @@ mutants! {
     ModeOff = (14, "mode-off"),
     /// Hardware is not told to forget.
     NoInvalidation = (15, "no-invalidation"),
+    /// A device is not made to forget a PASID that is cut off while its requester goes on.
+    PasidInDevice = (15, "pasid-in-device"),
     /// A whole entry is cleared at once.
     WholeEntry = (15, "whole-entry"),
     /// A unit stays in the handover although its last requester was taken back.

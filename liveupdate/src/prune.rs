@@ -36,7 +36,8 @@ pub enum CutOffEvent {
     },
     /// A preserved entry stays.
     Stays(Requester),
-    /// A cleared requester's device did not answer that it forgot the translations it keeps. Its entry blocks them.
+    /// A requester's device did not answer that it forgot the translations it keeps. Its cleared entry blocks them: a
+    /// requester that was to go on, and lost but some of its PASIDs, is cut off by this.
     DeviceSilent {
         /// Who.
         requester: Requester,
@@ -98,6 +99,7 @@ pub(crate) fn prune<H: Host>(
     if let Some(pruning) = &pruning {
         let mut devices = Devices::new(host, unit, lost);
         device_tlb::forget_cleared(pruning, &mut devices, atomic, report);
+        device_tlb::forget_pasids(pruning, &mut devices, atomic, report);
     }
     // Also when the wait ran out: no walk reads an entry that is not present, and what hardware cached is whole. What is
     // left behind would only look like damage to the next kernel.

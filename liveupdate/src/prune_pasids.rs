@@ -5,6 +5,7 @@
 //! context entry says, and what lies beyond must not look like damage to the next kernel.
 
 use crate::book::PasidRun;
+use crate::device_tlb::Gone;
 use crate::host::{Host, NoMemory};
 use crate::mutant::{self, Mutant};
 use crate::prune::{CutOffEvent, Pruning};
@@ -16,7 +17,7 @@ use spec::{PhysAddr, Requester};
 
 impl<H: Host> Pruning<'_, '_, H> {
     /// The directories that stay on this unit, each with its context entry.
-    fn directories(&self) -> impl Iterator<Item = (&PasidRun, ScalableContextEntry)> {
+    pub(crate) fn directories(&self) -> impl Iterator<Item = (&PasidRun, ScalableContextEntry)> {
         let own = move |r: &&PasidRun| Some(r.unit) == self.index && r.first_pasid.is_none();
         let runs = self.book.pasid_runs.iter().map(|(_, r)| r).filter(own);
         runs.filter(|run| self.users(run).next().is_some())
@@ -24,7 +25,7 @@ impl<H: Host> Pruning<'_, '_, H> {
     }
 
     /// The requesters of a directory that stay.
-    fn users<'a>(&'a self, run: &'a PasidRun) -> impl Iterator<Item = (usize, Requester)> + 'a {
+    pub(crate) fn users<'a>(&'a self, run: &'a PasidRun) -> impl Iterator<Item = (usize, Requester)> + 'a {
         let user = move |(i, k): &(usize, &crate::book::Kept)| {
             k.unit == run.unit && k.entry.directory() == Some(run.directory) && self.requester_stays(*i)
         };
@@ -91,17 +92,51 @@ impl<H: Host> Pruning<'_, '_, H> {
     /// Clears the context entries that lead to a directory that cannot be reached: what it holds is not known.
     fn clear_contexts_to(&self, run: &PasidRun, report: &mut dyn FnMut(CutOffEvent)) {
         for (index, requester) in self.users(run) {
-            self.book.for_each_source(index, &mut |source| {
-                let cleared = roots::find(self.host, self.mode, self.root, source).and_then(|found| {
-                    let Some((table, entry)) = found.filter(|(_, e)| e.present()) else { return Ok(()) };
-                    roots::clear_present(self.host, self.mode.entry_at(table, source.devfn()))?;
-                    let requester = Requester::new(requester.segment, source);
-                    report(CutOffEvent::Cleared { requester, entry });
-                    Ok(())
-                });
-                cleared.unwrap_or_else(|e| report(CutOffEvent::Unreachable(e)));
-            });
+            self.clear_contexts_of(index, requester, report);
         }
+    }
+
+    /// Clears the context entries of a requester, under all its source-ids.
+    pub(crate) fn clear_contexts_of(
+        &self,
+        index: usize,
+        requester: Requester,
+        report: &mut dyn FnMut(CutOffEvent),
+    ) {
+        self.book.for_each_source(index, &mut |source| {
+            let cleared = roots::find(self.host, self.mode, self.root, source).and_then(|found| {
+                let Some((table, entry)) = found.filter(|(_, e)| e.present()) else { return Ok(()) };
+                roots::clear_present(self.host, self.mode.entry_at(table, source.devfn()))?;
+                let requester = Requester::new(requester.segment, source);
+                report(CutOffEvent::Cleared { requester, entry });
+                Ok(())
+            });
+            cleared.unwrap_or_else(|e| report(CutOffEvent::Unreachable(e)));
+        });
+    }
+
+    /// Which PASIDs of a directory were cleared and are not wiped yet. What cannot be read counts as several.
+    pub(crate) fn gone(&self, run: &PasidRun, context: ScalableContextEntry) -> Gone {
+        let mut gone = Gone::None;
+        for index in 0..context.directory_entries() {
+            let Ok(raw) = self.host.read(run.directory.plus(8 * index)) else { return Gone::Several };
+            let entry = PasidDirectoryEntry::from_raw(raw);
+            if raw == 0 {
+                continue;
+            }
+            for pasid in pasids(index) {
+                let mut words = [0; 8];
+                if self.host.read_words(roots::pasid_entry_at(entry.table(), pasid), &mut words).is_err() {
+                    return Gone::Several;
+                }
+                // In a table that went, entries are as they were.
+                let stays = entry.present() && PasidEntry::from_raw(words).present();
+                if !stays && words != [0; 8] {
+                    gone = gone.and(pasid);
+                }
+            }
+        }
+        gone
     }
 
     /// Wipes what is left of cleared directory entries and PASID entries.

@@ -23,13 +23,34 @@ pub struct Ats {
     pub answers: Option<u64>,
 }
 
+/// Whose translations an invalidation names (PCIe 10.3.8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pasids {
+    /// Requests without PASID.
+    Without,
+    /// Requests with this one.
+    One(u32),
+    /// Requests with any.
+    Any,
+}
+
+impl Pasids {
+    const fn cover(self, pasid: Option<u32>) -> bool {
+        match (self, pasid) {
+            (Self::Without, None) | (Self::Any, Some(_)) => true,
+            (Self::One(named), Some(own)) => named == own,
+            _ => false,
+        }
+    }
+}
+
 /// What an invalidation names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DevicePages {
     /// The device.
     pub source: SourceId,
-    /// Requests with this PASID, or without one.
-    pub pasid: Option<u32>,
+    /// Requests with which PASID, or without one.
+    pub pasids: Pasids,
     /// First page number.
     pub first: u64,
     /// Last page number.
@@ -49,8 +70,8 @@ pub(crate) struct Kept {
 #[derive(Debug)]
 pub(crate) struct DeviceTlb {
     pub(crate) ats: Ats,
-    /// By page number. The devices here issue no requests with PASID.
-    kept: BTreeMap<u64, Kept>,
+    /// By PASID of the requests and page number.
+    kept: BTreeMap<(Option<u32>, u64), Kept>,
     asked: u64,
     pages: PageAnswers,
     /// Groups of page requests that are not answered.
@@ -89,8 +110,9 @@ impl DeviceTlb {
     fn invalidate(&mut self, what: DevicePages) -> bool {
         let answers = self.ats.answers.is_none_or(|most| self.asked < most);
         self.asked += 1;
-        if answers && what.pasid.is_none() {
-            self.kept.retain(|page, _| !(what.first..=what.last).contains(page));
+        if answers {
+            let named = |pasid, page| what.pasids.cover(pasid) && (what.first..=what.last).contains(&page);
+            self.kept.retain(|&(pasid, page), _| !named(pasid, page));
         }
         answers
     }
@@ -145,10 +167,13 @@ impl Fabric {
         found.map_or(PageAnswers::default(), |tlb| PageAnswers { open: tlb.open.len() as u64, ..tlb.pages })
     }
 
-    /// Page numbers that the device of `source` keeps translations of.
-    pub(crate) fn device_pages(&self, source: SourceId) -> Vec<u64> {
+    /// Page numbers that the device of `source` keeps translations of, for requests with `pasid` or without one.
+    pub(crate) fn device_pages(&self, source: SourceId, pasid: Option<u32>) -> Vec<u64> {
         let found = self.device_tlbs.iter().find(|tlb| tlb.ats.function == source);
-        found.map_or(Vec::new(), |tlb| tlb.kept.keys().copied().collect())
+        let pages = |tlb: &DeviceTlb| {
+            tlb.kept.keys().filter(|(own, _)| *own == pasid).map(|(_, page)| *page).collect()
+        };
+        found.map_or(Vec::new(), pages)
     }
 }
 
@@ -156,19 +181,19 @@ impl Fabric {
 /// none, and asks with the address that it has. `Some(None)` is a refusal.
 pub(crate) fn route(
     unit: &mut Unit,
-    source: SourceId,
+    (source, pasid): (SourceId, Option<u32>),
     iova: u64,
     bytes: u64,
     write: bool,
     fabric: &mut Fabric,
 ) -> Option<Option<u64>> {
     let number = iova / PAGE;
-    let known = fabric.device_tlb(source)?.kept.get(&number).copied();
+    let known = fabric.device_tlb(source)?.kept.get(&(pasid, number)).copied();
     let kept = match known.filter(|kept| kept.write || !write) {
         Some(kept) => kept,
         None => {
-            let kept = unit.translation_request(source, iova, write, fabric)?;
-            fabric.device_tlb(source)?.kept.insert(number, kept);
+            let kept = unit.translation_request((source, pasid), iova, write, fabric)?;
+            fabric.device_tlb(source)?.kept.insert((pasid, number), kept);
             kept
         }
     };

@@ -103,7 +103,7 @@ impl Port<'_> {
             return Ok(iova);
         };
         if self.ats
-            && let Some(way) = device_tlb::route(unit, source, iova, bytes, write, self.fabric)
+            && let Some(way) = device_tlb::route(unit, (source, None), iova, bytes, write, self.fabric)
         {
             return way.ok_or(Lost);
         }

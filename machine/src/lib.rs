@@ -31,7 +31,7 @@ pub mod trace;
 pub mod vtd;
 
 pub use config::{Caching, Capture, MachineConfig, Protected, Quirks, Scope, UnitConfig};
-pub use device_tlb::{Ats, DevicePages, PageAnswers};
+pub use device_tlb::{Ats, DevicePages, PageAnswers, Pasids};
 pub use extra::{BridgeKind, Extra, Named};
 pub use faults::{Faults, QueueFault, QueueFaultKind, Strike};
 pub use machine::{Machine, Serial, SerialLine};

@@ -6,7 +6,7 @@
 use crate::acpi;
 use crate::apic::LocalApic;
 use crate::config::{MachineConfig, Scope};
-use crate::device_tlb::{DeviceTlb, PageAnswers};
+use crate::device_tlb::{self, DeviceTlb, PageAnswers};
 use crate::devices::{Chatter, Device, Edu, Hda};
 use crate::dice::Dice;
 use crate::dma::Port;
@@ -199,12 +199,16 @@ impl Machine {
         })
     }
 
-    /// As [`request`](Self::request), of a request that carries a PASID. It does not go through a device's own TLB.
+    /// As [`request`](Self::request), of a request that carries a PASID.
     pub fn request_as(&self, source: SourceId, pasid: u32, iova: u64, write: bool) -> Option<u64> {
         self.with(|state| {
             let listed_as = listed_as(source, &state.pci);
-            let State { fabric, units, .. } = state;
+            let State { fabric, units, pci, .. } = state;
             let unit = units.iter_mut().find(|unit| unit.covers(Segment(0), &listed_as))?;
+            let ats = pci.function(source).is_some_and(pci::Function::has_ats_on);
+            if ats && let Some(way) = device_tlb::route(unit, (source, Some(pasid)), iova, 8, write, fabric) {
+                return way;
+            }
             match unit.translate_as(source, Some(pasid), iova, 8, write, fabric) {
                 Outcome::To(address) => Some(address),
                 Outcome::NoMemory | Outcome::Refused => None,
@@ -234,10 +238,16 @@ impl Machine {
         self.with(|state| state.fabric.page_answers(source))
     }
 
-    /// Page numbers that the device of `source` keeps translations of (ATS).
+    /// Page numbers that the device of `source` keeps translations of (ATS), for requests without PASID.
     #[must_use]
     pub fn device_pages(&self, source: SourceId) -> Vec<u64> {
-        self.with(|state| state.fabric.device_pages(source))
+        self.with(|state| state.fabric.device_pages(source, None))
+    }
+
+    /// The same for requests with a PASID.
+    #[must_use]
+    pub fn device_pages_of(&self, source: SourceId, pasid: u32) -> Vec<u64> {
+        self.with(|state| state.fabric.device_pages(source, Some(pasid)))
     }
 
     /// Sends an interrupt message, as if by a requester with this source-id; says which vector came of it. No time passes.

@@ -5,10 +5,10 @@ mod common;
 
 use common::host::{Buses, Host};
 use common::port::Port;
-use holdover_machine::{Machine, MachineConfig, TraceLine, UnitConfig, pci};
+use holdover_machine::{Ats, Machine, MachineConfig, TraceLine, UnitConfig, pci};
 use iommu::driver::Setup;
 use iommu::table::format::Stage as DriverStage;
-use iommu::{Access, Attachment, Config, DomainHandle, GuestTables, Iommu, Mode, UnitDescription};
+use iommu::{Access, Attachment, Config, DeviceTlb, DomainHandle, GuestTables, Iommu, Mode, UnitDescription};
 use liveupdate::host::{Adoptable, Atomic, MaySleep, TableMemory, Unit};
 use liveupdate::{
     DomainTablesOf, FreezeInput, Incoming, Outgoing, RegionKind, ReservedMemory, Room, Stage, Token,
@@ -48,9 +48,20 @@ fn setup(mode: Mode) -> Setup<'static> {
 }
 
 fn machine(seed: u64) -> Machine {
+    machine_with(seed, None)
+}
+
+/// A machine whose NIC keeps translations, or does not.
+fn machine_with(seed: u64, ats: Option<Ats>) -> Machine {
     let mut config = MachineConfig::qemu_like(seed, MEMORY, 48);
-    config.units = vec![UnitConfig::plain(BASE, 48).with_scalable_mode()];
+    config.units = vec![UnitConfig::plain(BASE, 48).with_scalable_mode().with_device_tlbs()];
+    config.ats.extend(ats);
     Machine::new(&config)
+}
+
+/// What a machine's NIC may keep translations by, which answers so many invalidations.
+fn ats(answers: Option<u64>) -> Ats {
+    Ats { function: NIC, queue_depth: 4, answers }
 }
 
 /// Where requests of preserved requesters end up, by what: `None` when refused.
@@ -98,6 +109,11 @@ fn of<'a>(
 
 /// The outgoing kernel's life: where the handover lies, and where requests ended up before.
 fn outgoing(machine: &Machine, mode: Mode) -> (PhysAddr, [Option<u64>; 4]) {
+    outgoing_with(machine, mode, &[])
+}
+
+/// The same, with PASIDs of the NIC that are detached before the update.
+fn outgoing_with(machine: &Machine, mode: Mode, detached: &[u32]) -> (PhysAddr, [Option<u64>; 4]) {
     let host = Host::boot(machine, MEMORY);
     let mut ctx = MaySleep::at_thread_start();
     let iommu = Iommu::probe(&host, &mut ctx, setup(mode)).unwrap();
@@ -122,9 +138,18 @@ fn outgoing(machine: &Machine, mode: Mode) -> (PhysAddr, [Option<u64>; 4]) {
     }
     iommu.attach(&mut ctx, requester(GPU), &[], shared).unwrap();
     iommu.attach(&mut ctx, requester(STRANGER), &[], other).unwrap();
+    if let Some(found) = scenario::pci::ats::Ats::find(&host.kernel, NIC).unwrap() {
+        let tlb = DeviceTlb { physical_function: NIC, queue_depth: found.queue_depth };
+        iommu.enable_device_tlb(&mut ctx, requester(NIC), tlb).unwrap();
+        found.enable(&host.kernel);
+    }
     let before = reach(machine);
     assert!(before.iter().chain(&strangers(machine)).all(Option::is_some), "{before:x?}");
     assert_eq!(before[2], Some(guest_memory.start().get() + 3 * 0x1000 + 16));
+    for &pasid in detached {
+        iommu.detach_pasid(&mut ctx, requester(NIC), pasid).unwrap();
+        assert_eq!(machine.request_as(NIC, pasid, IOVA, true), None);
+    }
 
     let port = Port::new(&host, &iommu);
     let mut room = Room::<16>::new();
@@ -231,4 +256,51 @@ fn every_pasid_that_was_preserved_goes_on_through_a_whole_update_and_no_other() 
         let off = |line: &TraceLine| matches!(line, TraceLine::TranslationEnabled { on: false, .. });
         assert!(!machine.trace().iter().any(off), "translation was on in every instant");
     }
+}
+
+#[test]
+fn a_device_forgets_its_pasids_that_go_by_detaching_and_by_the_cut_off_and_keeps_the_others() {
+    // Both go at the cut-off; or one is detached before, and the other is named alone.
+    for (seed, detached) in [(4, &[][..]), (5, &[2000]), (6, &[9])] {
+        let machine = machine_with(seed, Some(ats(None)));
+        let (_, before) = outgoing_with(&machine, Mode::SecondStage, detached);
+        let own = machine.device_pages_of(NIC, 5);
+        if !detached.is_empty() {
+            assert_eq!(own, [IOVA / 4096 + 1], "of what goes on it keeps its translations");
+        }
+        assert!([9, 2000].iter().all(|pasid| machine.device_pages_of(NIC, *pasid).is_empty()));
+        assert_eq!((reach(&machine), strangers(&machine)), (before, [None; 3]), "in the gap");
+    }
+}
+
+#[test]
+fn a_device_that_does_not_forget_a_pasid_is_cut_off_and_nobody_waits_for_it() {
+    // It is asked for each of its five PASIDs when ATS is switched on, and never answers again.
+    let machine = machine_with(7, Some(ats(Some(5))));
+    let start = machine.now();
+    let (fdt, before) = outgoing(&machine, Mode::SecondStage);
+    assert!(machine.now() - start < 1_000_000_000);
+    assert_eq!((reach(&machine), strangers(&machine)), ([None, None, None, before[3]], [None; 3]));
+    assert!(!machine.device_pages_of(NIC, 9).is_empty(), "it has forgotten nothing, and its entry blocks it");
+
+    let host = Host::boot_in(&machine, MEMORY, 1);
+    let mut room = Room::<16>::new();
+    let opened = liveupdate::open(&host, fdt, room.storage()).unwrap();
+    opened.for_each_preserved(&host, &mut |run| host.kernel.reserve(run)).unwrap();
+    let mut ctx = MaySleep::at_thread_start();
+    let iommu = Iommu::take_over(&host, &mut ctx, setup(Mode::SecondStage)).unwrap();
+    let port = Port::new(&host, &iommu);
+    let (mut words, mut findings) = (vec![0; 1 << 15], 0);
+    let scratch = &mut audit::Scratch::new(&mut words);
+    let checked = opened.check(&port, scratch, &mut |_| findings += 1).unwrap();
+    assert!(findings > 0, "the audit misses the entry");
+    let mut reserve = |unit, id| iommu.reserve_domain_id(unit, id).is_ok();
+    let mut incoming = checked.adopt(&port, &mut ctx, &mut reserve, &mut |_| ());
+    for token in [GUEST, SHARED, PROCESS] {
+        incoming.retrieve_domain(token).unwrap();
+    }
+    assert!(incoming.retrieve_requester(NIC_TOKEN).is_err());
+    incoming.retrieve_requester(GPU_TOKEN).unwrap();
+    incoming.finish(&mut ctx, &mut |_| ());
+    assert_eq!(reach(&machine), [None, None, None, before[3]], "the other one goes on");
 }

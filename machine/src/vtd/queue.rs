@@ -5,7 +5,7 @@
 //! completion is found out here.
 
 use super::interrupts::named;
-use crate::device_tlb::DevicePages;
+use crate::device_tlb::{DevicePages, Pasids};
 use crate::fabric::Fabric;
 use crate::faults::QueueFaultKind;
 use crate::memory::PAGE;
@@ -301,7 +301,7 @@ fn decode(raw: [u64; 2], wide: bool, cap: Cap, ecap: Ecap) -> Result<Command, u8
             if physical && !ecap.dit() {
                 return Err(error::RESERVED);
             }
-            let what = device_pages(d.sid(), None, d.addr(), d.s());
+            let what = device_pages(d.sid(), Pasids::Without, d.addr(), d.s());
             checked(DeviceTlbInvalidate::RESERVED, Command::Device { what, pending: pending(d.mip()) })
         }
         kind::PASID_DEVICE_TLB if ecap.dt() && ecap.smts() && wide => {
@@ -310,7 +310,8 @@ fn decode(raw: [u64; 2], wide: bool, cap: Cap, ecap: Ecap) -> Result<Command, u8
             if physical && !ecap.dit() {
                 return Err(error::RESERVED);
             }
-            let what = device_pages(d.sid(), Some(d.pasid() as u32), d.addr(), d.s());
+            let pasids = if d.g() { Pasids::Any } else { Pasids::One(d.pasid() as u32) };
+            let what = device_pages(d.sid(), pasids, d.addr(), d.s());
             checked(PasidDeviceTlbInvalidate::RESERVED, Command::Device { what, pending: pending(d.mip()) })
         }
         kind::INTERRUPT if ecap.ir() => {
@@ -341,10 +342,10 @@ fn decode(raw: [u64; 2], wide: bool, cap: Cap, ecap: Ecap) -> Result<Command, u8
 }
 
 /// What a device-TLB command names: the lowest zero bit of the page number says how many pages, if `several`.
-fn device_pages(source: u64, pasid: Option<u32>, page: u64, several: bool) -> DevicePages {
+fn device_pages(source: u64, pasids: Pasids, page: u64, several: bool) -> DevicePages {
     let count = if several { 2_u64 << page.trailing_ones().min(51) } else { 1 };
     let first = page & !(count - 1);
-    DevicePages { source: SourceId::from_raw(source as u16), pasid, first, last: first + (count - 1) }
+    DevicePages { source: SourceId::from_raw(source as u16), pasids, first, last: first + (count - 1) }
 }
 
 /// Field MIP: 0 stands for 32.

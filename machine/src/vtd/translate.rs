@@ -84,7 +84,7 @@ impl Unit {
     /// fault: whatever it then asks for is.
     pub(crate) fn translation_request(
         &mut self,
-        source: SourceId,
+        (source, pasid): (SourceId, Option<u32>),
         iova: u64,
         write: bool,
         fabric: &mut Fabric,
@@ -92,7 +92,7 @@ impl Unit {
         if !self.status.tes() || INTERRUPT_RANGE.contains(&iova) {
             return None;
         }
-        let context = self.context(source, None, fabric).ok().filter(|context| context.device_tlb)?;
+        let context = self.context(source, pasid, fabric).ok().filter(|context| context.device_tlb)?;
         if self.input_fault(context, iova).is_some() {
             return None;
         }
@@ -102,7 +102,8 @@ impl Unit {
     }
 
     /// Whether a request with an address that the device had translated passes: as it is, if its entry allows that
-    /// (VT-d 4.1). No table below is looked at.
+    /// (VT-d 4.1). No table below is looked at, nor what the PASID of the request leads to: a device that was not made to forget
+    /// a PASID goes on with it.
     pub(crate) fn translated_request(
         &mut self,
         source: SourceId,

@@ -4,7 +4,8 @@
 use super::host::Host;
 use iommu::{Iommu, VtdUnit};
 use liveupdate::host::{
-    Adoptable, Atomic, FrameKeeper, KeepError, Level, MaySleep, NoMemory, RequesterKind, TableMemory,
+    Adoptable, Atomic, DeviceTlb, FrameKeeper, KeepError, Level, MaySleep, NoMemory, RequesterKind,
+    TableMemory,
 };
 use scenario::platform::Platform;
 use spec::{Extent, PhysAddr, Requester, SourceId, UnitId};
@@ -67,6 +68,14 @@ impl<'k, 'm> liveupdate::host::Host for Port<'k, 'm> {
     }
     fn give_back(&self, _: &mut MaySleep, run: Extent) {
         self.host.kernel.free(run);
+    }
+    fn device_tlb(&self, requester: Requester) -> Option<DeviceTlb> {
+        let found = scenario::pci::ats::Ats::find(&self.host.kernel, requester.source).ok()??;
+        let on = found.is_enabled(&self.host.kernel);
+        on.then_some(DeviceTlb { physical_function: requester.source, queue_depth: found.queue_depth })
+    }
+    fn device_tlb_off(&self, _: &Atomic, requester: Requester) -> bool {
+        iommu::Hal::device_tlb_off(self.host, requester)
     }
     fn adoptable(&self) -> Adoptable {
         Adoptable::EVERYTHING

@@ -192,6 +192,18 @@ impl<P: Platform + ?Sized> liveupdate::host::Unit for Seam<'_, '_, P> {
         }
         self.unit.forget_device(atomic, source, tlb)
     }
+    fn forget_device_pasid(
+        &self,
+        atomic: &Atomic,
+        source: SourceId,
+        tlb: liveupdate::host::DeviceTlb,
+        pasid: u32,
+    ) -> Result<bool, liveupdate::host::TimedOut> {
+        if self.swallow_forget.get() {
+            return Ok(true);
+        }
+        self.unit.forget_device_pasid(atomic, source, tlb, pasid)
+    }
     fn disable(&self, atomic: &Atomic) -> Result<(), liveupdate::host::TimedOut> {
         self.unit.disable(atomic)
     }

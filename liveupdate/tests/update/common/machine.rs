@@ -18,6 +18,7 @@ pub enum Step {
     Forget(UnitId, Forget),
     Disable(UnitId),
     ForgetDevice(UnitId, SourceId),
+    ForgetDevicePasid(UnitId, SourceId, u32),
     DeviceOff(Requester),
     ForgetInterrupts(UnitId),
     InterruptsOff(UnitId),

@@ -219,6 +219,15 @@ impl FakeUnit {
     }
 }
 
+impl FakeUnit {
+    fn device_answers(&self, source: SourceId) -> Result<bool, TimedOut> {
+        if self.hangs.get() || self.devices_hang.get() {
+            return Err(TimedOut { unit: self.id, what: "device-TLB invalidation", waited: 100_000_000 });
+        }
+        Ok(!self.shared.silent.borrow().contains(&source))
+    }
+}
+
 impl Unit for FakeUnit {
     fn id(&self) -> UnitId {
         self.id
@@ -268,10 +277,18 @@ impl Unit for FakeUnit {
     fn forget_device(&self, _: &Atomic, source: SourceId, tlb: DeviceTlb) -> Result<bool, TimedOut> {
         assert_eq!(tlb.physical_function, source);
         self.shared.step(Step::ForgetDevice(self.id, source));
-        if self.hangs.get() || self.devices_hang.get() {
-            return Err(TimedOut { unit: self.id, what: "device-TLB invalidation", waited: 100_000_000 });
-        }
-        Ok(!self.shared.silent.borrow().contains(&source))
+        self.device_answers(source)
+    }
+    fn forget_device_pasid(
+        &self,
+        _: &Atomic,
+        source: SourceId,
+        tlb: DeviceTlb,
+        pasid: u32,
+    ) -> Result<bool, TimedOut> {
+        assert_eq!(tlb.physical_function, source);
+        self.shared.step(Step::ForgetDevicePasid(self.id, source, pasid));
+        self.device_answers(source)
     }
     fn disable(&self, _: &Atomic) -> Result<(), TimedOut> {
         self.shared.step(Step::Disable(self.id));

@@ -5,6 +5,7 @@ mod all_or_nothing;
 mod blocked;
 mod continuity;
 mod cut_off;
+mod device_tlb;
 mod drift;
 mod finish;
 mod foreign;
