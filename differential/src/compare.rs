@@ -115,12 +115,13 @@ impl Comparison {
         let mut chance = Chance::new(seed);
         let tables = Tables::new(mode, Chance::new(chance.below(u64::MAX)));
         let major = qtest::major_version(qemu)?;
+        let mut rig = Rig::start(qemu, mode)?;
+        let esrtps = Cap::from_raw(rig.read(offset::CAP, 8)?).esrtps();
         let unit = |caching| {
             // What lies below is all zero, with no firmware to use it.
             let ranges = [(0, LOW_MEMORY), (MEMORY_START, MEMORY - MEMORY_START)];
-            Probe::new(mode.unit(caching, major), mode.width(), &ranges)
+            Probe::new(mode.unit(caching, major, esrtps), mode.width(), &ranges)
         };
-        let rig = Rig::start(qemu, mode)?;
         let mut comparison = Self {
             mode,
             rig,

@@ -18,6 +18,16 @@ pub fn major_version(program: &Path) -> Result<u32> {
     number.with_context(|| format!("{} does not say its version: {banner:?}", program.display()))
 }
 
+/// What QEMU says of the properties of its remapping unit.
+///
+/// # Errors
+/// When the program cannot be run.
+pub fn unit_help(program: &Path) -> Result<String> {
+    let help = ["-machine", "none", "-device", "intel-iommu,help"];
+    let output = Command::new(program).args(help).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// Commands that are sent together.
 #[derive(Debug, Default)]
 pub struct Commands {

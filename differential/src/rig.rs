@@ -7,7 +7,7 @@
 
 use crate::mode::Mode;
 use crate::program::Registers;
-use crate::qtest::{Client, Commands};
+use crate::qtest::{Client, Commands, unit_help};
 use anyhow::{Context, Result, bail, ensure};
 use spec::SourceId;
 use spec::regs::{Cap, FaultRecord, Fsts, offset};
@@ -98,7 +98,8 @@ impl Rig {
         let memory = File::options().read(true).write(true).create_new(true).open(&ram)?;
         memory.set_len(MEMORY)?;
         let text = |path: &Path| path.to_str().map(str::to_owned).context("a temporary path is not UTF-8");
-        let client = Client::start(program, &arguments(mode, &text(&firmware)?, &text(&ram)?))?;
+        let unit = mode.qemu_device(&unit_help(program)?);
+        let client = Client::start(program, &arguments(&unit, &text(&firmware)?, &text(&ram)?))?;
         let mut rig = Self { client, memory, fault_record: 0, _directory: directory };
         rig.fill(DATA, MEMORY)?;
         rig.set_up_devices()?;
@@ -274,7 +275,7 @@ fn halt_image() -> Vec<u8> {
     image
 }
 
-fn arguments(mode: Mode, firmware: &str, ram: &str) -> Vec<String> {
+fn arguments(unit: &str, firmware: &str, ram: &str) -> Vec<String> {
     let comma = |path: &str| path.replace(',', ",,");
     let mut line = vec![
         "-machine".to_owned(),
@@ -290,7 +291,7 @@ fn arguments(mode: Mode, firmware: &str, ram: &str) -> Vec<String> {
     line.extend(rest.map(str::to_owned));
     line.extend(["-no-user-config", "-display", "none"].map(str::to_owned));
     // The unit comes first, so that it sees all others.
-    let devices = [mode.qemu_device(), "pcie-pci-bridge,id=bridge,addr=5".to_owned()];
+    let devices = [unit.to_owned(), "pcie-pci-bridge,id=bridge,addr=5".to_owned()];
     for device in devices.into_iter().chain(EDU.map(str::to_owned)) {
         line.extend(["-device".to_owned(), device]);
     }

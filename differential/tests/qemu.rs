@@ -14,7 +14,7 @@ fn compare(mode: Mode) {
     let number = |name, default| std::env::var(name).map_or(default, |n: String| n.parse().expect(name));
     let requests = number("HOLDOVER_REQUESTS", REQUESTS);
     if !mode.is_in(major_version(&qemu).unwrap()) {
-        println!("{mode}: this QEMU does not have it");
+        println!("{mode}: not compared with this QEMU");
         return;
     }
     let comparison = Comparison::new(&qemu, mode, number("HOLDOVER_SEED", 1)).unwrap();

@@ -9,7 +9,8 @@ mod child;
 mod keep;
 mod qmp;
 
-pub use arguments::{Files, arguments};
+pub(crate) use arguments::Property;
+pub use arguments::{Devices, Files, arguments};
 
 use crate::images;
 use crate::record::{Ended, Record, Serial};
@@ -72,36 +73,47 @@ pub fn find(named: Option<&Path>) -> anyhow::Result<Qemu> {
 }
 
 impl Qemu {
-    /// Whether its remapping unit can be what the settings ask for.
+    /// The devices that differ from one QEMU to another, as the settings ask for them and by the names that this one has.
     ///
     /// # Errors
     /// What it lacks, and what to do; or that it cannot be asked.
-    pub fn check(&self, settings: &Settings) -> anyhow::Result<()> {
+    pub fn devices(&self, settings: &Settings) -> anyhow::Result<Devices> {
+        let unit = self.unit(settings)?;
+        let timer = self.properties("hda-output")?.iter().any(|name| name == "use-timer");
+        Ok(Devices { unit, codec_without_timer: timer })
+    }
+
+    /// Its remapping unit.
+    fn unit(&self, settings: &Settings) -> anyhow::Result<String> {
         let mode = settings.mode;
-        let wanted = arguments::properties(mode).iter().chain(settings.scenario.qemu_unit());
-        let known = self.unit_properties()?;
-        if let Some(missing) = wanted.copied().find(|name| !known.iter().any(|known| known == name)) {
-            bail!(
-                "the remapping unit of QEMU {} has no {missing}, which --mode {mode} with scenario {} needs: name a newer \
-                 QEMU with --qemu (`cargo xtask qemu --version 10.0.2` fetches one), choose another mode, or run with \
-                 --machine builtin",
-                self.version,
-                settings.scenario.name
-            );
-        }
         if mode == Mode::FirstStage && settings.address_width != 48 {
             bail!(
                 "first-stage tables on QEMU have addresses of 48 bits: leave --address-width {} out",
                 settings.address_width
             );
         }
-        Ok(())
+        let known = self.properties("intel-iommu")?;
+        let mut unit = format!("intel-iommu,intremap=on,aw-bits={}", settings.address_width);
+        for names in arguments::properties(mode).iter().chain(settings.scenario.qemu_unit()) {
+            let Some(name) = names.iter().find(|name| known.iter().any(|known| known == *name)) else {
+                bail!(
+                    "the remapping unit of QEMU {} has no {}, which --mode {mode} with scenario {} needs: name a newer \
+                     QEMU with --qemu (`cargo xtask qemu --version 10.0.2` fetches one), choose another mode, or run with \
+                     --machine builtin",
+                    self.version,
+                    names.join(" or "),
+                    settings.scenario.name
+                );
+            };
+            unit.push_str(&format!(",{name}=on"));
+        }
+        Ok(unit)
     }
 
-    /// The properties that its remapping unit has.
-    fn unit_properties(&self) -> anyhow::Result<Vec<String>> {
+    /// The properties that a kind of device has.
+    fn properties(&self, device: &str) -> anyhow::Result<Vec<String>> {
         let output = Command::new(&self.program)
-            .args(["-machine", "none", "-device", "intel-iommu,help"])
+            .args(["-machine", "none", "-device", &format!("{device},help")])
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("cannot run {}", self.program.display()))?;
@@ -113,7 +125,7 @@ impl Qemu {
             .collect();
         if properties.is_empty() {
             bail!(
-                "{} has no remapping unit intel-iommu: {}",
+                "{} has no device {device}: {}",
                 self.program.display(),
                 String::from_utf8_lossy(&output.stderr).trim()
             );
@@ -127,11 +139,17 @@ fn numbers(version: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Runs the update and calls `watch` with each event as it arrives.
+/// Runs the update and calls `watch` with each event as it arrives. `devices` is what
+/// [`Qemu::devices`] gave.
 ///
 /// # Errors
 /// When QEMU cannot be started, or a file cannot be written. Whatever goes wrong inside is in the record.
-pub fn run(qemu: &Qemu, settings: &Settings, watch: &mut dyn FnMut(&Event)) -> anyhow::Result<Record> {
+pub fn run(
+    qemu: &Qemu,
+    settings: &Settings,
+    devices: &Devices,
+    watch: &mut dyn FnMut(&Event),
+) -> anyhow::Result<Record> {
     let directory =
         tempfile::Builder::new().prefix("holdover-").tempdir().context("no temporary directory")?;
     let files = Files::within(directory.path());
@@ -141,7 +159,7 @@ pub fn run(qemu: &Qemu, settings: &Settings, watch: &mut dyn FnMut(&Event)) -> a
         .context("cannot write the bundle")?;
 
     let mut run = Run { settings, files: &files, serial: Serial::default(), keeper: None };
-    let mut child = Child::start(&qemu.program, &arguments(settings, &files))?;
+    let mut child = Child::start(&qemu.program, &arguments(settings, devices, &files))?;
     if let Some(keep) = &settings.keep {
         run.keeper = keep::Keeper::new(keep, &files.qmp, &mut || child.is_running())?;
     }
@@ -248,6 +266,27 @@ mod tests {
         assert_eq!(find(Some(&new)).unwrap().version, "10.0.2 (Debian 1:10.0.2+ds-2)");
         let old = pretender(directory.path(), "QEMU emulator version 7.1.50");
         assert!(find(Some(&old)).unwrap_err().to_string().contains("7.2 or newer"));
+    }
+
+    #[test]
+    fn properties_of_the_unit_go_by_the_names_that_this_qemu_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = Settings { mode: Mode::FirstStage, ..crate::samples::settings() };
+        for (listed, unit) in [
+            ("  x-flts=<bool>\n  x-scalable-mode=<bool>", Some(",x-scalable-mode=on,x-flts=on")),
+            ("  fsts=<bool> - on/off\n  scalable-mode=<bool>", Some(",scalable-mode=on,fsts=on")),
+            ("  x-scalable-mode=<bool>", None),
+        ] {
+            let program = pretender(directory.path(), listed);
+            let answer = Qemu { program, version: "0".to_owned() }.unit(&settings);
+            match (answer, unit) {
+                (Ok(answer), Some(unit)) => {
+                    assert_eq!(answer, format!("intel-iommu,intremap=on,aw-bits=48{unit}"));
+                }
+                (Err(error), None) => assert!(error.to_string().contains("no fsts or x-flts"), "{error}"),
+                (answer, _) => panic!("{listed}: {answer:?}"),
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! kernels are told. [`Scenario::refusal`] says beforehand where one cannot be played. The list is what
 //! `holdover scenarios` prints.
 
+use crate::qemu::Property;
 use crate::settings::Settings;
 use machine::devices::Habits;
 use machine::{BridgeKind, Extra, MachineConfig, Named, Scope, UnitConfig};
@@ -41,7 +42,7 @@ pub struct Scenario {
 #[derive(Debug, Clone, Copy)]
 enum OnQemu {
     /// All of it, with these properties of the unit switched on, and these devices after those of every machine.
-    Plays(&'static [&'static str], &'static [&'static str]),
+    Plays(&'static [Property], &'static [&'static str]),
     /// Nothing, and why.
     Lacks(&'static str),
 }
@@ -217,7 +218,7 @@ pub const ALL: &[Scenario] = &[
         name: "caching-mode",
         about: "the unit caches what is not present (CAP.CM): a new entry is announced as well",
         witness: "sound and transfers, through entries that were looked up too early",
-        qemu: OnQemu::Plays(&["caching-mode"], &[]),
+        qemu: OnQemu::Plays(&[&["caching-mode"]], &[]),
         change: |machine| each_unit(machine, |unit| unit.with_cap(|cap| cap.with_cm(true))),
         ..*DEMO
     },
@@ -303,7 +304,7 @@ impl Scenario {
     }
 
     /// Properties of QEMU's unit that it switches on.
-    pub(crate) fn qemu_unit(&self) -> &'static [&'static str] {
+    pub(crate) fn qemu_unit(&self) -> &'static [Property] {
         match self.qemu {
             OnQemu::Plays(properties, _) => properties,
             OnQemu::Lacks(_) => &[],

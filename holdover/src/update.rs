@@ -170,9 +170,9 @@ fn record(options: &Options, settings: &Settings) -> anyhow::Result<Record> {
     }
     match machine {
         Some(found) => {
-            found.check(settings)?;
+            let devices = found.devices(settings)?;
             let mut progress = Progress::begin(&format!("QEMU {}", found.version));
-            qemu::run(&found, settings, &mut |event| progress.note(event))
+            qemu::run(&found, settings, &devices, &mut |event| progress.note(event))
         }
         None => {
             let record = builtin::run(settings)?;

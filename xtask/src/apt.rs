@@ -1,4 +1,4 @@
-//! A private apt: resolves and downloads packages of Debian 12 without root and without changing the system.
+//! A private apt: resolves and downloads packages of Debian without root and without changing the system.
 //!
 //! Configuration, lists, caches and the package status all live in one scratch directory. The status is empty,
 //! so that apt resolves the whole dependency closure down to the C library and the result does not depend on
@@ -14,21 +14,36 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// The release of Debian whose packages are fetched, whatever release the machine runs.
-const CODENAME: &str = "bookworm";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Settings of the machine that say how the network is reached. Everything else (hooks, pins, languages) stays
 /// out: hooks would act on the system.
 const NETWORK_SETTINGS: [&str; 5] =
     ["Acquire::http", "Acquire::https", "Acquire::Proxy", "Acquire::Check-", "Acquire::ForceIPv"];
 
-/// Which part of the archive packages are taken from.
+/// Which part of the archive packages are taken from, whatever release of Debian the machine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Suite {
-    /// The stable release with its updates.
-    Stable,
-    /// The same, with newer versions from backports preferred.
-    Backports,
+    /// Debian 12 with its updates.
+    Bookworm,
+    /// The same, with newer versions from its backports preferred.
+    BookwormBackports,
+    /// Debian 13 with its updates, with newer versions from its backports preferred.
+    TrixieBackports,
+}
+
+impl Suite {
+    /// The release, as the archive calls it.
+    fn codename(self) -> &'static str {
+        match self {
+            Self::Bookworm | Self::BookwormBackports => "bookworm",
+            Self::TrixieBackports => "trixie",
+        }
+    }
+
+    /// The suite with the backports, where they are wanted.
+    fn backports(self) -> Option<String> {
+        (self != Self::Bookworm).then(|| format!("{}-backports", self.codename()))
+    }
 }
 
 /// An apt that has a directory of its own.
@@ -64,9 +79,9 @@ impl Apt {
     /// Downloads `package` and all it depends on; returns the files, sorted by name.
     pub(crate) fn download(&self, package: &str) -> Result<Vec<PathBuf>> {
         let mut args = vec!["install", "--yes", "--no-install-recommends", "--download-only", package];
-        let backports = format!("{CODENAME}-backports");
-        if self.suite == Suite::Backports {
-            args.extend(["--target-release", &backports]);
+        let backports = self.suite.backports();
+        if let Some(backports) = &backports {
+            args.extend(["--target-release", backports]);
         }
         self.apt_get(&args).with_context(|| format!("cannot download {package}"))?;
 
@@ -157,16 +172,15 @@ fn require_debian_tools() -> Result<()> {
 
 /// The sources that the private apt reads.
 fn source_list(mirrors: &Mirrors, suite: Suite) -> String {
-    let mut suites = vec![CODENAME.to_owned(), format!("{CODENAME}-updates")];
-    if suite == Suite::Backports {
-        suites.push(format!("{CODENAME}-backports"));
-    }
+    let codename = suite.codename();
+    let mut suites = vec![codename.to_owned(), format!("{codename}-updates")];
+    suites.extend(suite.backports());
     let mut text = String::new();
     for suite in suites {
         text += &format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirrors.main);
     }
     if let Some(security) = &mirrors.security {
-        text += &format!("deb [signed-by={KEYRING}] {security} {CODENAME}-security main\n");
+        text += &format!("deb [signed-by={KEYRING}] {security} {codename}-security main\n");
     }
     text
 }
@@ -243,14 +257,20 @@ mod tests {
 
     #[test]
     fn backports_appear_in_the_sources_only_when_asked_for() {
-        let stable = source_list(&mirrors(None), Suite::Stable);
+        let stable = source_list(&mirrors(None), Suite::Bookworm);
         assert_eq!(stable.lines().count(), 2);
         assert!(!stable.contains("backports"));
-        let backports = source_list(&mirrors(Some("http://mirror.example/security")), Suite::Backports);
-        assert_eq!(backports.lines().count(), 4);
-        assert!(backports.contains("http://mirror.example/debian bookworm-backports main"));
-        assert!(backports.contains("http://mirror.example/security bookworm-security main"));
-        assert!(backports.lines().all(|line| line.starts_with("deb [signed-by=/usr/share/keyrings/")));
+        for (suite, name) in [(Suite::BookwormBackports, "bookworm"), (Suite::TrixieBackports, "trixie")] {
+            let backports = source_list(&mirrors(Some("http://mirror.example/security")), suite);
+            assert_eq!(backports.lines().count(), 4);
+            assert!(backports.contains(&format!("http://mirror.example/debian {name}-backports main")));
+            assert!(backports.contains(&format!("http://mirror.example/security {name}-security main")));
+            assert!(backports.lines().all(|line| line.starts_with("deb [signed-by=/usr/share/keyrings/")));
+            assert!(
+                backports.lines().all(|line| line.contains(&format!(" {name}"))),
+                "releases are not mixed"
+            );
+        }
     }
 
     #[test]

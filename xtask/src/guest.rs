@@ -61,7 +61,7 @@ fn build(partial: &Path) -> Result<PathBuf> {
     for directory in [&scratch, &root, &guest] {
         fs::create_dir_all(directory)?;
     }
-    let apt = Apt::new(&scratch, Suite::Stable)?;
+    let apt = Apt::new(&scratch, Suite::Bookworm)?;
     apt.update()?;
     let kernel = kernel_of(&apt.depends(KERNEL)?)
         .with_context(|| format!("{KERNEL} depends on no kernel of its own"))?;

@@ -24,11 +24,13 @@ const WRAPPER: &str = r#"#!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
 root=$here/root
 libraries=$root/usr/lib/x86_64-linux-gnu
+# Up to Debian 12 the C library lies outside /usr.
+[ -d "$root/lib" ] && base=$root/lib/x86_64-linux-gnu || base=$libraries
 QEMU_MODULE_DIR=$libraries/qemu
 export QEMU_MODULE_DIR
-exec "$root/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" \
+exec "$base/ld-linux-x86-64.so.2" \
     --argv0 "$0" \
-    --library-path "$libraries:$root/lib/x86_64-linux-gnu:$libraries/pulseaudio" \
+    --library-path "$libraries:$base:$libraries/pulseaudio" \
     "$root/usr/bin/qemu-system-x86_64" \
     -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" -L "$root/usr/lib/ipxe/qemu" \
     "$@"

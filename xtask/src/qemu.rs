@@ -43,7 +43,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// The releases that can be fetched, which are those that the tests run on.
+/// The releases that can be fetched. Tests run on the first two unless they are told otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Release {
     /// Debian 12's own
@@ -52,6 +52,9 @@ pub(crate) enum Release {
     /// Debian 12's backports; the one taken when nothing else is asked for
     #[value(name = "10.0.2")]
     V10_0_2,
+    /// Debian 13's backports
+    #[value(name = "11.1.3")]
+    V11_1_3,
 }
 
 impl Release {
@@ -64,14 +67,16 @@ impl Release {
         match self {
             Self::V7_2 => Version([7, 2, 0]),
             Self::V10_0_2 => Version([10, 0, 2]),
+            Self::V11_1_3 => Version([11, 1, 3]),
         }
     }
 
     /// Where in Debian it is found.
     pub(crate) fn suite(self) -> Suite {
         match self {
-            Self::V7_2 => Suite::Stable,
-            Self::V10_0_2 => Suite::Backports,
+            Self::V7_2 => Suite::Bookworm,
+            Self::V10_0_2 => Suite::BookwormBackports,
+            Self::V11_1_3 => Suite::TrixieBackports,
         }
     }
 }
@@ -81,6 +86,7 @@ impl fmt::Display for Release {
         f.write_str(match self {
             Self::V7_2 => "7.2",
             Self::V10_0_2 => "10.0.2",
+            Self::V11_1_3 => "11.1.3",
         })
     }
 }
@@ -101,7 +107,8 @@ pub(crate) fn any() -> Result<PathBuf> {
     if let Some(program) = installed() {
         return Ok(program);
     }
-    let fetched = [Release::PREFERRED, Release::OLDEST].into_iter().find_map(prefix::existing);
+    let fetched =
+        [Release::PREFERRED, Release::V11_1_3, Release::OLDEST].into_iter().find_map(prefix::existing);
     fetched.map_or_else(|| prefix::ensure(Release::PREFERRED), Ok)
 }
 

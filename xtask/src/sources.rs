@@ -20,7 +20,7 @@ pub(crate) struct Source {
 /// Where Debian's packages are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mirrors {
-    /// The archive itself, with the suites `bookworm`, `bookworm-updates`, `bookworm-backports`.
+    /// The archive itself, with the suites of every release: `bookworm`, `bookworm-updates`, `bookworm-backports`.
     pub(crate) main: String,
     /// The security archive, where the machine names one.
     pub(crate) security: Option<String>,

@@ -2,7 +2,7 @@
 //!
 //! Five kinds of suites: the workspace (which includes the built-in machine), the kernel's own library on the host, the
 //! tests of lessons with mistakes put back, a few seconds of foreign bytes, and the tests on QEMU (the kernels alone,
-//! its VT-d against the simulated one, whole updates), once for each release. A suite's output is shown as it comes while
+//! its VT-d against the simulated one, whole updates), once for each release, with one update on the newest. A suite's output is shown as it comes while
 //! its result lines are added up. A suite that cannot run, because QEMU could not be fetched for instance, is a failure;
 //! leaving it out is a decision that the user makes on the command line.
 
@@ -23,10 +23,13 @@ const GUEST_VARIABLE: &str = "HOLDOVER_GUEST";
 /// Names a directory with reference data (dumps of real tables, layouts) that some tests compare with.
 const SHARED_VARIABLE: &str = "HOLDOVER_SHARED";
 
+/// The release that gets a single update where its suites were not asked for, and the test that runs it.
+const NEWEST: (Release, &str) = (Release::V11_1_3, "an_update_completes_with_48_bits_and_512_mib");
+
 /// What to run.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The releases of QEMU to test on
+    /// The releases of QEMU to test on; on 11.1.3 one update is run in any case
     #[arg(long, value_name = "VERSION", value_delimiter = ',', default_values_t = [Release::V10_0_2, Release::V7_2])]
     qemu_versions: Vec<Release>,
     /// Leave the tests on QEMU out
@@ -50,6 +53,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if !options.no_qemu {
         results.extend(options.qemu_versions.iter().flat_map(|&release| on_qemu(release)));
         results.extend(options.qemu_versions.first().map(|&release| linux_on_qemu(release)));
+        let newest = Some(NEWEST.0).filter(|newest| !options.qemu_versions.contains(newest));
+        results.extend(newest.map(newest_qemu));
     }
 
     if is_ci() && std::env::var_os(SHARED_VARIABLE).is_none() && shared().is_none() {
@@ -69,17 +74,29 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The tests on one release of QEMU, which is fetched if need be.
+/// A release of QEMU, fetched if need be; otherwise says why there is none.
+fn fetched(release: Release) -> Option<PathBuf> {
+    let program = prefix::ensure(release).and_then(|program| qemu::version_of(&program).map(|_| program));
+    program
+        .inspect_err(|error| {
+            eprintln!("error: {error:#}\n(`cargo xtask test --no-qemu` leaves the tests on QEMU out)");
+        })
+        .ok()
+}
+
+/// One update on a release, to see that it still runs there.
+fn newest_qemu(release: Release) -> (String, Tally) {
+    let name = format!("one update, QEMU {release}");
+    let Some(program) = fetched(release) else { return (name, Tally::one_failure()) };
+    let mut command = cargo_command(&["test", "--package", "holdover", "--release", "--test", "qemu"]);
+    command.args(["--", "--exact", NEWEST.1]).env(QEMU_VARIABLE, program);
+    suite(&name, command)
+}
+
+/// The tests on one release of QEMU.
 fn on_qemu(release: Release) -> Vec<(String, Tally)> {
     let name = format!("QEMU {release}");
-    let program =
-        match prefix::ensure(release).and_then(|program| qemu::version_of(&program).map(|_| program)) {
-            Ok(program) => program,
-            Err(error) => {
-                eprintln!("error: {error:#}\n(`cargo xtask test --no-qemu` leaves the tests on QEMU out)");
-                return vec![(name, Tally::one_failure())];
-            }
-        };
+    let Some(program) = fetched(release) else { return vec![(name, Tally::one_failure())] };
     let kernel =
         ["test", "--manifest-path", "kernel/Cargo.toml", "--release", "--no-fail-fast", "--test", "qemu"];
     let args = ["test", "--package", "holdover", "--release", "--no-fail-fast", "--test", "qemu"];

@@ -38,12 +38,21 @@ impl Files {
     }
 }
 
+/// What of the command line is not the same for every QEMU.
+#[derive(Debug, Clone, Default)]
+pub struct Devices {
+    /// The remapping unit with its properties.
+    pub unit: String,
+    /// The codec can be told not to pace itself by a timer of its own.
+    pub codec_without_timer: bool,
+}
+
 /// The command line for a run.
 #[must_use]
-pub fn arguments(settings: &Settings, files: &Files) -> Vec<OsString> {
+pub fn arguments(settings: &Settings, own: &Devices, files: &Files) -> Vec<OsString> {
     let mut line = Line::default();
-    machine(&mut line, settings);
-    devices(&mut line, settings, files);
+    machine(&mut line, settings, own);
+    devices(&mut line, settings, own, files);
     line.option("-chardev", "stdio,id=serial,signal=off");
     line.option("-serial", "chardev:serial");
     line.option("-qmp", path_in("unix:", &files.qmp, ",server=on,wait=off"));
@@ -58,7 +67,7 @@ pub fn arguments(settings: &Settings, files: &Files) -> Vec<OsString> {
     line.0
 }
 
-fn machine(line: &mut Line, settings: &Settings) {
+fn machine(line: &mut Line, settings: &Settings, own: &Devices) {
     // Memory is there before the machine starts, as it is on real hardware: otherwise poison would wait for the host to
     // find each page, and the gap with it.
     let bytes = settings.memory_bytes;
@@ -67,7 +76,9 @@ fn machine(line: &mut Line, settings: &Settings) {
         format!("memory-backend-ram,id=memory,size={bytes},prealloc={}", on_off(settings.poison)),
     );
     line.option("-machine", "q35,memory-backend=memory");
-    if settings.icount {
+    // A codec with a timer of its own throws 2048 frames away whenever the host keeps QEMU waiting for more than about 40 ms
+    // (hda-codec.c, overrun), unless time passes by instructions.
+    if settings.icount || !own.codec_without_timer {
         line.option("-accel", "tcg,thread=single");
         line.option("-icount", "shift=3,sleep=off");
         line.option("-rtc", "base=2020-01-01,clock=vm");
@@ -84,24 +95,24 @@ fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
-/// What QEMU's unit is switched on for a mode, by its properties' names.
-pub(super) fn properties(mode: Mode) -> &'static [&'static str] {
+/// A property of QEMU's unit, by all names that it has had, the newest first: experimental ones begin with `x-`.
+pub(crate) type Property = &'static [&'static str];
+
+const SCALABLE: Property = &["scalable-mode", "x-scalable-mode"];
+const FIRST_STAGE: Property = &["fsts", "x-flts"];
+
+/// What QEMU's unit is switched on for a mode.
+pub(super) fn properties(mode: Mode) -> &'static [Property] {
     match mode {
         Mode::Legacy => &[],
-        Mode::SecondStage => &["x-scalable-mode"],
-        Mode::FirstStage => &["x-scalable-mode", "x-flts"],
+        Mode::SecondStage => &[SCALABLE],
+        Mode::FirstStage => &[SCALABLE, FIRST_STAGE],
     }
 }
 
 /// The devices at the places where the scenario looks for them. The unit comes first, so that it sees all others.
-fn devices(line: &mut Line, settings: &Settings, files: &Files) {
-    let mut unit = format!("intel-iommu,intremap=on,aw-bits={}", settings.address_width);
-    for property in properties(settings.mode).iter().chain(settings.scenario.qemu_unit()) {
-        unit.push_str(&format!(",{property}=on"));
-    }
-    line.option("-device", unit);
-    // Paced by its own timer, QEMU's codec throws 2048 frames away whenever the host keeps QEMU waiting for more than about
-    // 40 ms (hda-codec.c, overrun). Paced by the file, with a tick of 1000 microseconds, it loses none on a busy host.
+fn devices(line: &mut Line, settings: &Settings, own: &Devices, files: &Files) {
+    line.option("-device", own.unit.as_str());
     line.option(
         "-audiodev",
         path_in(
@@ -111,9 +122,10 @@ fn devices(line: &mut Line, settings: &Settings, files: &Files) {
         ),
     );
     line.option("-audiodev", "none,id=unheard");
+    let timer = if own.codec_without_timer { ",use-timer=off" } else { "" };
+    line.option("-device", "intel-hda,id=hda,addr=2");
+    line.option("-device", format!("hda-output,bus=hda.0,cad=0,mixer=off{timer},audiodev=heard"));
     for device in [
-        "intel-hda,id=hda,addr=2",
-        "hda-output,bus=hda.0,cad=0,mixer=off,use-timer=off,audiodev=heard",
         "hda-micro,bus=hda.0,cad=1,mixer=off,audiodev=unheard",
         "edu,addr=3",
         "edu,addr=4",
@@ -186,7 +198,8 @@ mod tests {
     use scenario::story::Mutant;
 
     fn text(settings: &Settings) -> String {
-        let line = arguments(settings, &Files::within(Path::new("/d,ir")));
+        let devices = Devices { unit: "intel-iommu".to_owned(), codec_without_timer: true };
+        let line = arguments(settings, &devices, &Files::within(Path::new("/d,ir")));
         line.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
@@ -194,7 +207,7 @@ mod tests {
     fn what_was_asked_for_reaches_the_machine_and_the_kernels() {
         let settings = crate::samples::settings();
         let line = text(&settings);
-        for part in ["aw-bits=48", "-m 512M", "-append width=48 seed=1 updates=1 ", "-accel tcg "] {
+        for part in ["-m 512M", "-append width=48 seed=1 updates=1 ", "-accel tcg "] {
             assert!(format!("{line} ").contains(part), "{part}: {line}");
         }
         assert!(!line.contains("poison") && !line.contains("icount") && !line.contains("mutant"), "{line}");
@@ -211,7 +224,7 @@ mod tests {
             ..settings
         });
         for part in [
-            "aw-bits=39",
+            "-append width=39 ",
             "-m 6144M",
             " no-poison mutant=no-cut-off",
             "-icount shift=3,sleep=off",
@@ -220,6 +233,16 @@ mod tests {
             assert!(line.contains(part), "{part}: {line}");
         }
         assert!(line.ends_with(" -snapshot"), "{line}");
+    }
+
+    #[test]
+    fn a_codec_that_cannot_do_without_its_timer_makes_the_machine_count_instructions() {
+        let settings = crate::samples::settings();
+        let devices = Devices { unit: "intel-iommu".to_owned(), codec_without_timer: false };
+        let line = arguments(&settings, &devices, &Files::within(Path::new("d")));
+        let has = |word: &str| line.iter().any(|argument| argument.to_string_lossy().contains(word));
+        assert!(has("shift=3,sleep=off") && !has("use-timer"), "{line:?}");
+        assert!(text(&settings).contains("mixer=off,use-timer=off,audiodev=heard"));
     }
 
     #[test]
