@@ -90,11 +90,11 @@ fn account(trace: &[TraceLine]) -> Account {
 /// What a line of the machine's trace means. None for lines that no judgement needs.
 fn entry(line: &TraceLine) -> Option<Entry> {
     Some(match *line {
-        TraceLine::Translated { unit, source, iova, output, .. } => {
-            Entry::Translated { unit, who: Requester::new(unit.segment, source), iova, to: output }
+        TraceLine::Translated { unit, source, pasid, iova, output, .. } => {
+            Entry::Translated { unit, who: Requester::new(unit.segment, source), pasid, iova, to: output }
         }
-        TraceLine::Faulted { unit, source, iova, reason, write, .. } => {
-            Entry::Blocked { who: Requester::new(unit.segment, source), iova, write, reason: reason.0 }
+        TraceLine::Faulted { unit, source, pasid, iova, reason, write, .. } => {
+            Entry::Blocked { who: Requester::new(unit.segment, source), pasid, iova, write, reason: reason.0 }
         }
         TraceLine::Untranslated { segment, source, address, .. } => {
             Entry::Untranslated { who: Requester::new(segment, source), address }

@@ -108,7 +108,7 @@ fn requesters(report: &Report) -> Markup {
             table {
                 thead { tr { th { "Preserved" } th.number { "domain" } th { "token" } th.number { "translated" } th.number { "blocked" } } }
                 tbody { @for p in &report.preserved {
-                    @let traffic = report.evidence.traffic.iter().find(|t| t.requester == p.requester);
+                    @let traffic = report.evidence.traffic.iter().find(|t| t.requester == p.requester && t.pasid.is_none());
                     tr {
                         th scope="row" { code { (table::with_aliases(&p.requester, &p.aliases)) } } td.number { (p.domain_id) } td { code { (table::token(&p.token)) } }
                         td.number { (table::thousands(traffic.map_or(0, |t| t.translated))) }
@@ -121,6 +121,8 @@ fn requesters(report: &Report) -> Markup {
                 tbody { @for c in &report.cut_off { (cut_off(c)) } }
             }
             @if !report.reduced.is_empty() { (reduced(report)) }
+            @if !report.streams.is_empty() { (streams(report)) }
+            @if !report.pasids_cut_off.is_empty() { (pasids_cut_off(report)) }
         }
     }
 }
@@ -148,6 +150,42 @@ fn reduced(report: &Report) -> Markup {
                     td { @for [start, bytes] in &r.regions { code { (start) "+" (bytes) } " " } }
                     td.number { (table::thousands(r.attempts_within)) }
                     td.number { (table::thousands(r.attempts_outside)) }
+                }
+            } }
+        }
+    }
+}
+
+fn streams(report: &Report) -> Markup {
+    html! {
+        table {
+            thead { tr { th { "Streams" } th { "PASID" } th { "through" } th.number { "numbers" } th.number { "in the gap" } th.number { "lost" } } }
+            tbody { @for s in &report.streams {
+                tr class=(if s.lost == 0 && s.complete && s.grown != Some(false) { "" } else { "bad" }) {
+                    th scope="row" { code { (s.requester) } }
+                    td { (table::pasid(s.pasid)) }
+                    td { (s.through) @if s.grown == Some(true) { ", and a page mapped after adoption" } }
+                    td.number { (table::thousands(s.sent)) }
+                    td.number { (table::thousands(s.sent_in_gap)) }
+                    td.number { (table::thousands(s.lost)) }
+                }
+            } }
+        }
+    }
+}
+
+fn pasids_cut_off(report: &Report) -> Markup {
+    html! {
+        table {
+            thead { tr { th { "PASIDs cut off" } th { "PASID" } th { "before through" } th.number { "blocked" } th.number { "let through" } th { "its target memory" } } }
+            tbody { @for c in &report.pasids_cut_off {
+                tr class=(if c.memory_intact && c.attempts_let_through == 0 { "" } else { "bad" }) {
+                    th scope="row" { code { (c.requester) } }
+                    td { (c.pasid) }
+                    td { (c.through) }
+                    td.number { (table::thousands(c.attempts_blocked)) }
+                    td.number { (table::thousands(c.attempts_let_through)) }
+                    td { @if c.memory_intact { "intact" } @else { "changed" } }
                 }
             } }
         }

@@ -7,6 +7,7 @@
 mod devices;
 mod kernels;
 mod machine;
+mod streams;
 
 pub(crate) use kernels::in_words;
 
@@ -37,6 +38,8 @@ pub fn judge(asked: &Asked, record: &Record, tune: &Tune) -> Judgement {
         preserved: Vec::new(),
         cut_off: Vec::new(),
         reduced: Vec::new(),
+        streams: Vec::new(),
+        pasids_cut_off: Vec::new(),
         witness: Default::default(),
         faults: Default::default(),
         interrupts: Default::default(),
@@ -52,6 +55,7 @@ pub fn judge(asked: &Asked, record: &Record, tune: &Tune) -> Judgement {
     kernels::judge(&mut report, record);
     devices::judge(&mut report, record, &heard);
     machine::judge(&mut report, record);
+    streams::judge(&mut report, record);
     // The same thing may be said by several witnesses; it is told once, with the gravest first.
     report.findings.sort_by_key(|f| f.kind);
     report.findings.dedup();

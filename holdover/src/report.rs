@@ -32,6 +32,12 @@ pub struct Report {
     /// Requesters that were reduced to their reserved memory.
     #[serde(default)]
     pub reduced: Vec<Reduced>,
+    /// Streams that went on over the jump, with and without PASID.
+    #[serde(default)]
+    pub streams: Vec<Stream>,
+    /// PASIDs that were cut off though their requesters were preserved.
+    #[serde(default)]
+    pub pasids_cut_off: Vec<PasidCutOff>,
     /// The playing stream, as it was recorded outside the machine.
     pub witness: Witness,
     /// Faults that the incoming kernels reported.
@@ -146,6 +152,46 @@ pub struct Reduced {
     pub attempts_within: u64,
     /// Accesses to anything else that it let through.
     pub attempts_outside: u64,
+}
+
+/// A stream of numbers that a preserved requester writes and reads back, with a PASID or without.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stream {
+    /// Whose.
+    pub requester: String,
+    /// What its requests carry.
+    pub pasid: Option<u32>,
+    /// What they go through: `"second-stage"`, `"first-stage"` or `"nested"`.
+    pub through: String,
+    /// The token of its domain; empty without PASID, where it is that of the requester's own domain.
+    pub token: String,
+    /// Numbers written since it began.
+    pub sent: u64,
+    /// Of these, written between the last instruction of an outgoing kernel and adoption.
+    pub sent_in_gap: u64,
+    /// Numbers that the device did not find again a lap later.
+    pub lost: u64,
+    /// Whether the last lap lay whole in memory when the incoming kernel looked.
+    pub complete: bool,
+    /// Of a nested stream, whether a page came through that the host mapped after adoption.
+    pub grown: Option<bool>,
+}
+
+/// A PASID that was cut off, of a requester that was preserved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PasidCutOff {
+    /// Whose.
+    pub requester: String,
+    /// Which.
+    pub pasid: u32,
+    /// What its requests went through before: `"second-stage"`, `"first-stage"`, `"nested"` or `"pass-through"`.
+    pub through: String,
+    /// Accesses that the machine blocked after the cut-off, by its own trace.
+    pub attempts_blocked: u64,
+    /// Accesses that it let through.
+    pub attempts_let_through: u64,
+    /// Whether the memory that it aimed at is as it was.
+    pub memory_intact: bool,
 }
 
 /// The playing stream. A sample is one stereo frame.
@@ -327,6 +373,9 @@ pub struct Unit {
 pub struct FaultRecord {
     /// Whose request it was.
     pub requester: String,
+    /// The PASID that the unit recorded with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pasid: Option<u32>,
     /// The address asked for, in hexadecimal.
     pub address: String,
     /// The reason's number in the specification.
@@ -379,6 +428,9 @@ pub struct Content {
 pub struct Traffic {
     /// Who.
     pub requester: String,
+    /// With which PASID; those without one apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pasid: Option<u32>,
     /// Accesses that were translated.
     pub translated: u64,
     /// Accesses that were blocked.

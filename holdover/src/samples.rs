@@ -161,6 +161,7 @@ fn fault(requester: &str, address: u64, in_gap: bool) -> Event {
     Event::Fault {
         unit: "0000@0xfed90000".into(),
         requester: requester.into(),
+        pasid: None,
         address,
         reason: 2,
         words: "the context entry is not present".into(),
@@ -217,6 +218,7 @@ fn events() -> Vec<Event> {
             unit: unit.into(),
             cleared: vec!["0000:00:04.0".into(), "0000:01:00.0".into()],
             kept: vec!["0000:00:02.0".into(), "0000:00:03.0".into()],
+            pasids: vec![],
             confirmed: true,
         },
         phase(a, "cut off", 151_900, 80),

@@ -8,7 +8,7 @@ use crate::qemu::Property;
 use crate::settings::Settings;
 use machine::devices::Habits;
 use machine::{BridgeKind, Extra, MachineConfig, Named, Scope, UnitConfig};
-use scenario::story::Mode;
+use scenario::story::{Mode, Mutant};
 use serde::Serialize;
 use spec::{Extent, PhysAddr, Requester, Segment, SourceId, UnitId};
 use std::fmt::Write;
@@ -32,6 +32,8 @@ pub struct Scenario {
     pub witness: &'static str,
     /// The translation modes that it can be played in.
     pub modes: &'static [Mode],
+    /// Mistakes that make sense in it, and in no scenario that does not name them.
+    pub mutants: &'static [Mutant],
     /// What the kernels are told, as keys and values.
     pub(crate) options: &'static [(&'static str, &'static str)],
     qemu: OnQemu,
@@ -49,6 +51,8 @@ enum OnQemu {
 
 const NOTHING: OnQemu = OnQemu::Plays(&[], &[]);
 const ONE_UNIT: OnQemu = OnQemu::Lacks("QEMU has one remapping unit");
+const NO_PASIDS: OnQemu = OnQemu::Lacks("no device of QEMU sends PASIDs, and its unit nests no tables");
+const STREAMER: Extra = Extra::Streamer { at: SourceId::new(0, 10, 0), registers: 0xfe70_0000 };
 const LEGACY: &[Mode] = &[Mode::Legacy];
 const SCALABLE: &[Mode] = &[Mode::SecondStage, Mode::FirstStage];
 
@@ -58,6 +62,7 @@ pub const DEMO: &Scenario = &Scenario {
     about: "sound, capture and a transfer go on; a listed and an unlisted requester are cut off",
     witness: "sound, memory, faults, the machine's trace, both audits",
     modes: &Mode::ALL,
+    mutants: &[],
     options: &[],
     qemu: NOTHING,
     change: |_| {},
@@ -271,6 +276,45 @@ pub const ALL: &[Scenario] = &[
         ..*DEMO
     },
     Scenario {
+        name: "pasids",
+        about: "one requester streams with several PASIDs through both stages, one below the other too; two PASIDs are not preserved",
+        witness: "numbers that each PASID writes and reads back without end; blocked attempts of the PASIDs that are cut off",
+        modes: SCALABLE,
+        mutants: &[Mutant::ForgottenPasid, Mutant::StalePasid],
+        options: &[("streams", "own,5:first,4070:second,300:nested,2000:own,9:second/cut,77:all/cut")],
+        qemu: NO_PASIDS,
+        change: |machine| {
+            machine.more = vec![STREAMER];
+            each_unit(machine, |unit| unit.with_fault_records(8));
+        },
+    },
+    Scenario {
+        name: "nested",
+        about: "two guests' own first-stage tables nested in the host's second stage; a third one's PASID is not preserved",
+        witness: "numbers streamed through both stages, and through a page that the host gives each guest after adoption",
+        modes: SCALABLE,
+        mutants: &[],
+        options: &[("streams", "own,300:nested,301:nested,302:nested/cut")],
+        qemu: NO_PASIDS,
+        change: |machine| {
+            machine.more = vec![STREAMER];
+            each_unit(machine, |unit| unit.with_fault_records(8));
+        },
+    },
+    Scenario {
+        name: "five-level",
+        about: "tables of 5 levels, and addresses beyond what 4 levels reach: second stage, first stage, nested",
+        witness: "sound and streams at addresses above 2^54",
+        mutants: &[Mutant::FourLevels],
+        options: &[("levels", "5"), ("streams", "own,5:first,6:second,300:nested,9:first/cut")],
+        qemu: OnQemu::Lacks("QEMU's tables have 3 or 4 levels"),
+        change: |machine| {
+            machine.more = vec![STREAMER];
+            each_unit(machine, |unit| unit.with_five_levels().with_fault_records(8));
+        },
+        ..*DEMO
+    },
+    Scenario {
         name: "narrow-queue",
         about: "scalable mode with descriptors of 128 bits, which cannot name a PASID",
         witness: "who was cut off, and that hardware forgot it",
@@ -287,10 +331,18 @@ pub fn named(name: &str) -> Option<&'static Scenario> {
 }
 
 impl Scenario {
-    /// Why it cannot be played in this mode, or on QEMU, and what can be done about it.
+    /// Why it cannot be played in this mode, with this mistake, or on QEMU, and what can be done about it.
     #[must_use]
-    pub fn refusal(&self, mode: Mode, on_qemu: bool) -> Option<String> {
+    pub fn refusal(&self, mode: Mode, mutant: Option<Mutant>, on_qemu: bool) -> Option<String> {
         let name = self.name;
+        let playing: Vec<_> = ALL.iter().filter(|s| mutant.is_some_and(|m| s.mutants.contains(&m))).collect();
+        if let Some(mutant) = mutant.filter(|m| !playing.is_empty() && !self.mutants.contains(m)) {
+            let scenarios = playing.iter().map(|s| s.name).collect::<Vec<_>>().join(" or --scenario ");
+            let mutant = mutant.name();
+            return Some(format!(
+                "scenario {name} has no mistake {mutant}: run it with --scenario {scenarios}"
+            ));
+        }
         if !self.modes.contains(&mode) {
             let modes = names(self.modes).join(" or --mode ");
             return Some(format!("scenario {name} has no {mode} mode: run it with --mode {modes}"));
@@ -428,11 +480,11 @@ mod tests {
 
     #[test]
     fn a_scenario_says_where_it_cannot_be_played_and_what_to_do() {
-        assert_eq!(DEMO.refusal(Mode::FirstStage, true), None);
+        assert_eq!(DEMO.refusal(Mode::FirstStage, None, true), None);
         let units = named("units").unwrap();
-        assert!(units.refusal(Mode::Legacy, true).unwrap().contains("--machine builtin"));
-        assert_eq!(units.refusal(Mode::Legacy, false), None);
-        let narrow = named("narrow-queue").unwrap().refusal(Mode::Legacy, false).unwrap();
+        assert!(units.refusal(Mode::Legacy, None, true).unwrap().contains("--machine builtin"));
+        assert_eq!(units.refusal(Mode::Legacy, None, false), None);
+        let narrow = named("narrow-queue").unwrap().refusal(Mode::Legacy, None, false).unwrap();
         assert!(narrow.contains("--mode second-stage"), "{narrow}");
     }
 

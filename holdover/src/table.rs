@@ -90,7 +90,41 @@ fn requesters(out: &mut String, report: &Report) -> fmt::Result {
         }
         writeln!(out, "{}\n", indented(&table))?;
     }
+    streams(out, report)
+}
+
+fn streams(out: &mut String, report: &Report) -> fmt::Result {
+    if !report.streams.is_empty() {
+        let mut table =
+            table(["Streams", "PASID", "through", "numbers", "in the gap", "lost"], &[1, 3, 4, 5]);
+        for s in &report.streams {
+            let numbers = [s.sent, s.sent_in_gap, s.lost].map(thousands);
+            let [sent, gap, lost] = numbers;
+            table.add_row([s.requester.clone(), pasid(s.pasid), s.through.clone(), sent, gap, lost]);
+        }
+        writeln!(out, "{}\n", indented(&table))?;
+    }
+    if !report.pasids_cut_off.is_empty() {
+        let mut table =
+            table(["Cut off", "PASID", "through", "blocked", "let through", "its target memory"], &[1, 3, 4]);
+        for c in &report.pasids_cut_off {
+            table.add_row([
+                c.requester.clone(),
+                c.pasid.to_string(),
+                c.through.clone(),
+                thousands(c.attempts_blocked),
+                thousands(c.attempts_let_through),
+                if c.memory_intact { "intact" } else { "CHANGED" }.to_owned(),
+            ]);
+        }
+        writeln!(out, "{}\n", indented(&table))?;
+    }
     Ok(())
+}
+
+/// A PASID, or that there is none.
+pub(crate) fn pasid(pasid: Option<u32>) -> String {
+    pasid.map_or_else(|| "none".to_owned(), |pasid| pasid.to_string())
 }
 
 /// A requester, with the ids that its requests may carry besides.

@@ -36,6 +36,8 @@ pub enum Entry {
         unit: UnitId,
         /// Who asked.
         who: Requester,
+        /// With which PASID.
+        pasid: Option<u32>,
         /// The address asked for.
         iova: u64,
         /// Where it went.
@@ -45,6 +47,8 @@ pub enum Entry {
     Blocked {
         /// Who asked.
         who: Requester,
+        /// With which PASID.
+        pasid: Option<u32>,
         /// The address asked for.
         iova: u64,
         /// A write; otherwise a read.
@@ -121,8 +125,10 @@ pub struct Segment {
     pub switched_off: BTreeMap<UnitId, u64>,
     /// How often the root pointer was set within it.
     pub roots_set: u64,
-    /// Who did what.
+    /// Who did what, in requests without PASID.
     pub sources: BTreeMap<Requester, Traffic>,
+    /// Who did what, by PASID.
+    pub pasids: BTreeMap<(Requester, u32), Traffic>,
 }
 
 /// A whole trace, counted.
@@ -141,6 +147,15 @@ impl Default for Account {
     }
 }
 
+impl Segment {
+    fn traffic(&mut self, who: Requester, pasid: Option<u32>) -> &mut Traffic {
+        match pasid {
+            Some(pasid) => self.pasids.entry((who, pasid)).or_default(),
+            None => self.sources.entry(who).or_default(),
+        }
+    }
+}
+
 impl Account {
     /// Takes the next entry in.
     pub fn note(&mut self, entry: Entry) {
@@ -153,15 +168,15 @@ impl Account {
         }
         let Some(segment) = self.segments.last_mut() else { return };
         match entry {
-            Entry::Translated { unit, who, iova, to } => {
-                let traffic = segment.sources.entry(who).or_default();
+            Entry::Translated { unit, who, pasid, iova, to } => {
+                let traffic = segment.traffic(who, pasid);
                 traffic.translated += 1;
                 traffic.unit = Some(unit);
                 count(&mut traffic.pages, to / PAGE_SIZE);
                 traffic.first_translated.get_or_insert((iova, to));
             }
-            Entry::Blocked { who, iova, reason, .. } => {
-                let traffic = segment.sources.entry(who).or_default();
+            Entry::Blocked { who, pasid, iova, reason, .. } => {
+                let traffic = segment.traffic(who, pasid);
                 traffic.blocked += 1;
                 count(&mut traffic.blocked_pages, iova / PAGE_SIZE);
                 traffic.first_blocked.get_or_insert((iova, reason));
@@ -251,16 +266,34 @@ impl Account {
         sum(self.running().iter(), ids)
     }
 
+    /// What a requester did with a PASID while devices were running.
+    #[must_use]
+    pub fn of_running_pasid(&self, requester: &str, pasid: u32) -> Traffic {
+        sum_pasid(self.running().iter(), requester, pasid)
+    }
+
+    /// What a requester did with a PASID in the time when it had to be cut off.
+    #[must_use]
+    pub fn of_cut_off_pasid(&self, requester: &str, pasid: u32) -> Traffic {
+        sum_pasid(self.cut_off(), requester, pasid)
+    }
+
     /// Everybody who did anything while devices were running.
     #[must_use]
     pub fn traffic(&self) -> Vec<report::Traffic> {
-        let mut all: BTreeMap<Requester, Traffic> = BTreeMap::new();
-        for (who, traffic) in self.running().iter().flat_map(|s| &s.sources) {
-            all.entry(*who).or_default().add(traffic);
+        let mut all: BTreeMap<(Requester, Option<u32>), Traffic> = BTreeMap::new();
+        for segment in self.running() {
+            for (who, traffic) in &segment.sources {
+                all.entry((*who, None)).or_default().add(traffic);
+            }
+            for ((who, pasid), traffic) in &segment.pasids {
+                all.entry((*who, Some(*pasid))).or_default().add(traffic);
+            }
         }
         all.into_iter()
-            .map(|(who, t)| report::Traffic {
+            .map(|((who, pasid), t)| report::Traffic {
                 requester: who.to_string(),
+                pasid,
                 translated: t.translated,
                 blocked: t.blocked,
             })
@@ -278,6 +311,15 @@ fn count(pages: &mut BTreeMap<u64, u64>, page: u64) {
 fn sum<'a>(segments: impl Iterator<Item = &'a Segment>, ids: &[Requester]) -> Traffic {
     let mut total = Traffic::default();
     for traffic in segments.flat_map(|s| ids.iter().filter_map(|who| s.sources.get(who))) {
+        total.add(traffic);
+    }
+    total
+}
+
+fn sum_pasid<'a>(segments: impl Iterator<Item = &'a Segment>, requester: &str, pasid: u32) -> Traffic {
+    let mut total = Traffic::default();
+    let Ok(who) = scenario::text::parse_requester(requester) else { return total };
+    for traffic in segments.filter_map(|s| s.pasids.get(&(who, pasid))) {
         total.add(traffic);
     }
     total
@@ -314,6 +356,8 @@ pub fn entry(line: &str) -> Option<Entry> {
             Some(Entry::Translated {
                 unit: QEMU_UNIT,
                 who,
+                // No device of QEMU sends any.
+                pasid: None,
                 iova: fields.number("iova")?,
                 to: fields.number("gpa")?,
             })
@@ -322,7 +366,7 @@ pub fn entry(line: &str) -> Option<Entry> {
             let who = on_qemu(SourceId::from_raw(u16::try_from(fields.number("sid")?).ok()?));
             let reason = u8::try_from(fields.number("fault")?).ok()?;
             let iova = fields.number("addr")?;
-            Some(Entry::Blocked { who, iova, write: fields.number("write")? != 0, reason })
+            Some(Entry::Blocked { who, pasid: None, iova, write: fields.number("write")? != 0, reason })
         }
         "vtd_dmar_enable" => Some(Entry::Enable { unit: QEMU_UNIT, on: fields.number("enable")? != 0 }),
         "vtd_reg_dmar_root" => Some(Entry::Root(fields.number("addr")?)),
@@ -399,10 +443,13 @@ vtd_dmar_fault sid 0x10 fault 6 addr 0x20000 write 0
     fn each_kind_of_line_is_read_with_decimal_and_hexadecimal_numbers() {
         let fault = entry("vtd_dmar_fault sid 0x8 fault 113 addr 0x20000 write 0\n").unwrap();
         let who = on_qemu(SourceId::new(0, 1, 0));
-        assert_eq!(fault, Entry::Blocked { who, iova: 0x2_0000, write: false, reason: 113 });
+        assert_eq!(fault, Entry::Blocked { who, pasid: None, iova: 0x2_0000, write: false, reason: 113 });
         let line = "vtd_dmar_translate dev 01:1f.07 iova 0x1 -> gpa 0x2 mask 0xfff";
         let who = on_qemu(SourceId::new(1, 31, 7));
-        assert_eq!(entry(line), Some(Entry::Translated { unit: QEMU_UNIT, who, iova: 1, to: 2 }));
+        assert_eq!(
+            entry(line),
+            Some(Entry::Translated { unit: QEMU_UNIT, who, pasid: None, iova: 1, to: 2 })
+        );
         assert_eq!(entry("vtd_dmar_enable enable 0"), Some(Entry::Enable { unit: QEMU_UNIT, on: false }));
         assert_eq!(entry("vtd_reg_dmar_root addr 0x3000000 scalable 0"), Some(Entry::Root(0x300_0000)));
         let line = "vtd_reg_write addr 0x3c size 0x4 value 0x1003";

@@ -165,7 +165,7 @@ impl Options {
 
 fn record(options: &Options, settings: &Settings) -> anyhow::Result<Record> {
     let machine = options.choose()?;
-    if let Some(why) = settings.scenario.refusal(settings.mode, machine.is_some()) {
+    if let Some(why) = settings.scenario.refusal(settings.mode, settings.mutant, machine.is_some()) {
         bail!(why);
     }
     match machine {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Ran, command, update};
-use holdover::report::{Kind, Outcome};
+use holdover::report::{FaultRecord, Kind, Outcome, PasidCutOff, Stream};
 use holdover::scenarios::{self, Scenario};
 use scenario::story::Mode;
 use std::time::{Duration, Instant};
@@ -220,4 +220,101 @@ fn without_a_qemu_the_built_in_machine_takes_its_place_and_says_so() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(errors.contains("running on the built-in machine"), "{errors}");
     assert_eq!(output.status.code(), Some(0), "{errors}");
+}
+
+/// The stream with a PASID, or without one.
+fn stream(ran: &Ran, pasid: Option<u32>) -> &Stream {
+    ran.report.streams.iter().find(|s| s.pasid == pasid).unwrap_or_else(|| panic!("no stream {pasid:?}"))
+}
+
+#[test]
+fn each_preserved_pasid_streams_over_the_jump_without_a_hole_and_no_other_gets_through() {
+    for mode in [Mode::SecondStage, Mode::FirstStage] {
+        let ran = play("pasids", mode, &["--updates", "2"]);
+        ran.assert_clean_as("pasids");
+        let through: Vec<_> = ran.report.streams.iter().map(|s| (s.pasid, s.through.as_str())).collect();
+        let own = mode.name();
+        for expected in
+            [(None, own), (Some(5), "first-stage"), (Some(4070), "second-stage"), (Some(300), "nested")]
+        {
+            assert!(through.contains(&expected), "{through:?}");
+        }
+        for stream in &ran.report.streams {
+            assert!(stream.sent_in_gap > 100 && stream.lost == 0 && stream.complete, "{stream:?}");
+        }
+        assert_eq!(stream(&ran, Some(300)).grown, Some(true), "a page mapped after adoption");
+        let cut: Vec<_> = ran.report.pasids_cut_off.iter().map(|c| (c.pasid, c.through.as_str())).collect();
+        assert_eq!(cut, [(9, "second-stage"), (77, "pass-through")]);
+        for cut in &ran.report.pasids_cut_off {
+            assert!(
+                cut.attempts_blocked > 0 && cut.attempts_let_through == 0 && cut.memory_intact,
+                "{cut:?}"
+            );
+            let told = |f: &&FaultRecord| f.pasid == Some(cut.pasid) && f.who == "cut_off";
+            assert!(ran.report.evidence.faults.iter().any(|f| told(&f)), "{cut:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pasid_that_nobody_preserved_is_a_stream_that_breaks() {
+    let ran = play("pasids", Mode::SecondStage, &["--mutant", "forgotten-pasid"]);
+    // Its faults without end leave no room in the unit's record of the requester for those of its other PASIDs.
+    ran.assert_found(&[Kind::TransferLost, Kind::PreservedFault], &[Kind::FaultUnreported]);
+    let broken: Vec<_> = ran.report.streams.iter().filter(|s| s.lost > 0).map(|s| s.pasid).collect();
+    assert_eq!(broken, [Some(5)], "the others go on");
+}
+
+#[test]
+fn a_cut_off_without_the_pasid_cache_lets_a_pasid_through_whose_entry_is_gone() {
+    for mode in [Mode::SecondStage, Mode::FirstStage] {
+        let ran = play("pasids", mode, &["--mutant", "stale-pasid"]);
+        ran.assert_found(&[Kind::StaleTranslation, Kind::MemoryChanged], &[]);
+        let through = |c: &PasidCutOff| c.attempts_let_through > 0 && !c.memory_intact;
+        assert!(
+            ran.report.cut_off.iter().all(|c| c.attempts_let_through == 0),
+            "their entries were forgotten"
+        );
+        // The tables of the other one are poisoned by the time of its attempt.
+        assert!(ran.report.pasids_cut_off.iter().any(through), "{:?}", ran.report.pasids_cut_off);
+    }
+}
+
+#[test]
+fn guests_tables_stay_nested_in_the_hosts_which_maps_more_after_every_update() {
+    let ran = play("nested", Mode::FirstStage, &["--updates", "2"]);
+    ran.assert_clean_as("nested");
+    for pasid in [300, 301] {
+        let stream = stream(&ran, Some(pasid));
+        assert_eq!((stream.through.as_str(), stream.grown, stream.lost), ("nested", Some(true), 0));
+    }
+}
+
+#[test]
+fn tables_of_five_levels_are_walked_to_the_end_by_both_kernels() {
+    for mode in Mode::ALL {
+        let ran = play("five-level", mode, &[]);
+        ran.assert_clean_as("five-level");
+        assert!(ran.report.streams.iter().all(|s| s.sent_in_gap > 100));
+        let lost = play("five-level", mode, &["--mutant", "four-levels"]);
+        lost.assert_found(
+            &[Kind::AuditViolation, Kind::TransferLost, Kind::PreservedFault],
+            &[Kind::DomainBlocked, Kind::FaultUnreported],
+        );
+    }
+}
+
+#[test]
+fn a_scenario_is_refused_where_mode_machine_or_mistake_do_not_suit_it() {
+    for (arguments, words) in [
+        (&["--scenario", "pasids"][..], "--mode second-stage or --mode first-stage"),
+        (&["--scenario", "nested", "--mode", "legacy"], "--mode second-stage or --mode first-stage"),
+        (&["--mutant", "forgotten-pasid"], "--scenario pasids"),
+        (&["--scenario", "five-level", "--mutant", "stale-pasid"], "--scenario pasids"),
+    ] {
+        let output = command().args(["--machine", "builtin"]).args(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        assert!(errors.contains(words), "{errors}");
+    }
 }

@@ -130,6 +130,16 @@ impl<H: Hal> VtdUnit<'_, H> {
         }
     }
 
+    /// Forgets all contexts and all translations, as [`Forget::Everything`] does, but no PASID entries: what a driver makes of it
+    /// that knows legacy mode alone. Entries that are cached serve on. For showing that mistake.
+    ///
+    /// # Errors
+    /// [`TimedOut`].
+    pub fn forget_all_but_pasids(&self, _atomic: &Atomic) -> Result<(), TimedOut> {
+        self.forget_context(None)?;
+        self.forget_translations(Reach::Everything)
+    }
+
     /// All caches, whole.
     fn forget_whole(&self) -> Result<(), TimedOut> {
         self.forget_context(None)?;

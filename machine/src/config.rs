@@ -253,6 +253,12 @@ impl UnitConfig {
         .with_cap(|c| c.with_fs1gp(true))
     }
 
+    /// The unit with tables of 5 levels in both stages, for addresses of 57 bits.
+    #[must_use]
+    pub fn with_five_levels(self) -> Self {
+        self.with_cap(|c| c.with_sagaw(c.sagaw() | 0b1000).with_mgaw(56).with_fs5lp(true))
+    }
+
     /// The unit with device-TLBs.
     #[must_use]
     pub fn with_device_tlbs(self) -> Self {

@@ -18,6 +18,8 @@ pub(crate) struct Port<'a> {
     pub(crate) sources: &'a [SourceId],
     /// What a unit's list may name the requester by: itself, or a bridge above it.
     pub(crate) listed_as: &'a [SourceId],
+    /// The PASID that the next requests carry, if any.
+    pub(crate) pasid: Option<u32>,
     /// The function, and the bridges above it, may master the bus.
     pub(crate) master: bool,
     /// The function keeps translations of its own.
@@ -103,11 +105,11 @@ impl Port<'_> {
             return Ok(iova);
         };
         if self.ats
-            && let Some(way) = device_tlb::route(unit, (source, None), iova, bytes, write, self.fabric)
+            && let Some(way) = device_tlb::route(unit, (source, self.pasid), iova, bytes, write, self.fabric)
         {
             return way.ok_or(Lost);
         }
-        match unit.translate(source, iova, bytes, write, self.fabric) {
+        match unit.translate_as(source, self.pasid, iova, bytes, write, self.fabric) {
             Outcome::To(address) => Ok(address),
             Outcome::NoMemory | Outcome::Refused => Err(Lost),
         }

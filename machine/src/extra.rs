@@ -26,6 +26,13 @@ pub enum Extra {
         /// How many upper bits of its function number its requests change, as phantom functions: 0 to 3.
         phantom_bits: u8,
     },
+    /// A streaming device as a function of segment 0 (`scenario::streamer`).
+    Streamer {
+        /// Where it is.
+        at: SourceId,
+        /// Its BAR, at a multiple of 1 MiB.
+        registers: u32,
+    },
     /// An educational device that is no function that configuration space of segment 0 tells of.
     Fixed {
         /// What its requests carry.

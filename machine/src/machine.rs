@@ -162,7 +162,7 @@ impl Machine {
         self.with(|state| {
             let hda = state.slots.iter().find_map(|slot| match &slot.device {
                 Device::Hda(hda) => Some(hda.played().to_vec()),
-                Device::Edu(_) | Device::Chatter(_) => None,
+                Device::Edu(_) | Device::Streamer(_) | Device::Chatter(_) => None,
             });
             hda.unwrap_or_default()
         })
@@ -192,9 +192,9 @@ impl Machine {
             let State { fabric, units, pci, .. } = state;
             let ats = pci.function(source).is_some_and(pci::Function::has_ats_on);
             let (segment, sources) = (Segment(0), &[source][..]);
-            let (master, message) = (true, None);
-            let mut port =
-                Port { fabric, units, segment, sources, listed_as: &listed_as, master, ats, message };
+            let (master, message, pasid) = (true, None, None);
+            let listed_as = &listed_as;
+            let mut port = Port { fabric, units, segment, sources, listed_as, pasid, master, ats, message };
             port.route(iova, 8, write).ok()
         })
     }
@@ -320,6 +320,7 @@ impl State {
             segment: slot.segment,
             sources: &slot.sources,
             listed_as: &slot.listed_as,
+            pasid: None,
             master: slot.function.is_none_or(masters) && slot.bridges.iter().copied().all(masters),
             ats: slot.function.and_then(|at| self.pci.function(at)).is_some_and(pci::Function::has_ats_on),
             message: slot.function.and_then(|at| self.pci.function(at)?.message()),
@@ -409,6 +410,9 @@ fn slots(config: &MachineConfig, pci: &Pci) -> Vec<Slot> {
             Extra::Bridge { .. } => {}
             Extra::Function { at, phantom_bits, .. } => {
                 slots.push(function(Device::Edu(Edu::default()), at, phantom_bits, pci));
+            }
+            Extra::Streamer { at, .. } => {
+                slots.push(function(Device::Streamer(Box::default()), at, 0, pci));
             }
             Extra::Fixed { requester, registers, .. } => {
                 slots.push(stranger(Device::Edu(Edu::default()), requester, Some(registers)));

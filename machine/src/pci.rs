@@ -2,6 +2,7 @@
 
 use crate::extra::{BridgeKind, Extra};
 use crate::vtd::interrupts::Message;
+use scenario::streamer;
 use spec::SourceId;
 
 /// The host bridge.
@@ -252,6 +253,10 @@ impl Pci {
                 }
                 Extra::Function { at, registers, phantom_bits } => {
                     self.functions.push(edu(at, registers).with_phantoms(phantom_bits));
+                }
+                Extra::Streamer { at, registers } => {
+                    let streamer = Function::new(at, streamer::VENDOR, streamer::DEVICE, 0x00_ff00, 1);
+                    self.functions.push(streamer.with_bar(registers, streamer::REGISTER_BYTES as u32));
                 }
                 Extra::Fixed { .. } => {}
             }

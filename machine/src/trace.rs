@@ -78,13 +78,23 @@ pub enum Invalidation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)] // fields of a variant are named by its own line
 pub enum TraceLine {
-    /// A DMA within one page was translated. QEMU: `vtd_dmar_translate`.
-    Translated { at: u64, unit: UnitId, source: SourceId, iova: u64, output: u64, bytes: u64, write: bool },
+    /// A DMA within one page was translated; with the PASID that it carried, if any. QEMU: `vtd_dmar_translate`.
+    Translated {
+        at: u64,
+        unit: UnitId,
+        source: SourceId,
+        pasid: Option<u32>,
+        iova: u64,
+        output: u64,
+        bytes: u64,
+        write: bool,
+    },
     /// A DMA was refused; `recorded` when the unit kept it in a fault record. QEMU: `vtd_dmar_fault`, `vtd_frr_new`.
     Faulted {
         at: u64,
         unit: UnitId,
         source: SourceId,
+        pasid: Option<u32>,
         iova: u64,
         reason: Reason,
         write: bool,

@@ -31,8 +31,20 @@ pub enum Event {
     /// A requester that will be cut off, as its requests arrive, with the other source-ids that they may carry and its
     /// target memory.
     ToCutOff { requester: String, aliases: Vec<String>, listed: bool, target_start: u64, target_bytes: u64 },
+    /// One PASID of a preserved requester was preserved, and goes through `"second-stage"`, `"first-stage"` or `"nested"`.
+    PreservedPasid { requester: String, pasid: u32, through: String, token: String },
+    /// A PASID that will be cut off though its requester stays, with its target memory.
+    PasidToCutOff { requester: String, pasid: u32, through: String, target_start: u64, target_bytes: u64 },
     /// What the cut-off of one unit did.
-    CutOff { unit: String, cleared: Vec<String>, kept: Vec<String>, confirmed: bool },
+    /// `pasids` are those that went though their requesters stay.
+    CutOff {
+        unit: String,
+        cleared: Vec<String>,
+        kept: Vec<String>,
+        #[serde(default)]
+        pasids: Vec<(String, u32)>,
+        confirmed: bool,
+    },
     /// An audit: before the jump (`"before_jump"`) or after it (`"after_jump"`).
     Audit { when: String, checked: Vec<Checked>, violations: Vec<Violation> },
     /// Where the playing stream stands. `moment` is `"jump"` or `"adopted"`; `frames` counts from the stream's start.
@@ -44,6 +56,8 @@ pub enum Event {
     Fault {
         unit: String,
         requester: String,
+        #[serde(default)]
+        pasid: Option<u32>,
         address: u64,
         reason: u8,
         words: String,
@@ -59,6 +73,20 @@ pub enum Event {
     Target { requester: String, intact: bool, first_difference: Option<u64> },
     /// Judgement of the transfer that a preserved requester had in flight.
     Transfer { requester: String, busy_at_jump: bool, complete: bool, correct: bool },
+    /// Judgement of a stream that was preserved: numbers written since it began and in the gap, how many of them the device did
+    /// not find again, and whether its ring is whole. `grown`: whether a page that the host mapped after adoption serves it.
+    Stream {
+        requester: String,
+        pasid: Option<u32>,
+        through: String,
+        sent: u64,
+        sent_in_gap: u64,
+        lost: u64,
+        complete: bool,
+        grown: Option<bool>,
+    },
+    /// Judgement of the memory that a PASID aimed at that was cut off.
+    PasidTarget { requester: String, pasid: u32, intact: bool, first_difference: Option<u64> },
     /// Judgement of the capture stream: frames written by the device in the incoming kernel's time, and whether they
     /// arrived without a hole.
     Capture { requester: String, frames: u64, complete: bool },

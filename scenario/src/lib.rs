@@ -14,5 +14,6 @@ pub mod pci;
 pub mod platform;
 mod poll;
 pub mod story;
+pub mod streamer;
 pub mod text;
 pub mod tune;

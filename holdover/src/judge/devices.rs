@@ -79,7 +79,7 @@ fn cut_off(report: &mut Report, event: &Event) {
 
 fn faults(report: &mut Report, event: &Event) {
     match event {
-        Event::Fault { requester, address, reason, words, write, who, in_gap, .. } => {
+        Event::Fault { requester, pasid, address, reason, words, write, who, in_gap, .. } => {
             let what = format!("{requester} at {address:#x}: {words}");
             match who.as_str() {
                 "preserved" => {
@@ -94,6 +94,7 @@ fn faults(report: &mut Report, event: &Event) {
             }
             report.evidence.faults.push(FaultRecord {
                 requester: requester.clone(),
+                pasid: *pasid,
                 address: format!("{address:#x}"),
                 reason: *reason,
                 words: words.clone(),

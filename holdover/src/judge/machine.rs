@@ -216,7 +216,7 @@ fn cleared(record: &Record, requester: &str) -> bool {
 
 /// Whether the audit after the jump found that the requester still has an entry. A root entry that should be gone is
 /// reported for all of its bus, by the bus's first function.
-fn still_present(report: &Report, requester: &str) -> bool {
+pub(super) fn still_present(report: &Report, requester: &str) -> bool {
     let Ok(who) = scenario::text::parse_requester(requester) else { return false };
     let first = SourceId::new(who.source.bus(), 0, 0);
     let violations = report.audit.after_jump.violations.iter().filter(|v| v.invariant == "I2");

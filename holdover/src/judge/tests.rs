@@ -49,11 +49,11 @@ fn after(mark: Mark, entries: &[Entry]) -> Account {
         let now = trace::mark(at).unwrap();
         account.note(Entry::Mark(now));
         for who in [hda, edu] {
-            account.note(Entry::Translated { unit: UNIT, who, iova: 0x1000, to: 0x2000 });
+            account.note(Entry::Translated { unit: UNIT, who, pasid: None, iova: 0x1000, to: 0x2000 });
         }
         if now == Mark::Arrived {
             for who in [b, c] {
-                account.note(Entry::Blocked { who, iova: 0x1000, write: true, reason: 2 });
+                account.note(Entry::Blocked { who, pasid: None, iova: 0x1000, write: true, reason: 2 });
             }
         }
         if now == mark {
@@ -125,7 +125,7 @@ fn a_request_that_goes_past_translation_is_found() {
 
 #[test]
 fn a_translation_after_the_cut_off_is_stale_where_entries_were_cleared_and_a_left_out_cut_off_else() {
-    let through = [Entry::Translated { unit: UNIT, who: who(0, 4), iova: 1, to: 2 }];
+    let through = [Entry::Translated { unit: UNIT, who: who(0, 4), pasid: None, iova: 1, to: 2 }];
     for mark in [Mark::CutOffDone, Mark::Jump, Mark::Arrived, Mark::Adopted, Mark::Finished] {
         assert_eq!(kinds(trace_with(mark, &through)), [Kind::StaleTranslation], "{mark:?}");
     }
@@ -157,7 +157,7 @@ fn a_translation_after_the_cut_off_is_stale_where_entries_were_cleared_and_a_lef
 
 #[test]
 fn a_fault_of_a_preserved_requester_is_found_even_when_no_kernel_tells() {
-    let blocked = Entry::Blocked { who: who(0, 2), iova: 1, write: false, reason: 6 };
+    let blocked = Entry::Blocked { who: who(0, 2), pasid: None, iova: 1, write: false, reason: 6 };
     let report = report(trace_with(Mark::Adopted, &[blocked]));
     assert_eq!(report.faults.preserved, 1);
     assert_eq!(report.findings[0].kind, Kind::PreservedFault);
@@ -188,7 +188,13 @@ fn a_requester_that_never_tried_shows_nothing() {
         for at in 0x1001..=0x1008 {
             account.note(Entry::Mark(trace::mark(at).unwrap()));
             for device in [2, 3] {
-                account.note(Entry::Translated { unit: UNIT, who: who(0, device), iova: 1, to: 2 });
+                account.note(Entry::Translated {
+                    unit: UNIT,
+                    who: who(0, device),
+                    pasid: None,
+                    iova: 1,
+                    to: 2,
+                });
             }
         }
         record.account = Ok(account);

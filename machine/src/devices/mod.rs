@@ -4,12 +4,14 @@ pub mod chatter;
 mod codec;
 pub mod edu;
 pub mod hda;
+pub mod streamer;
 
 use crate::dma::Port;
 
 pub use chatter::{Chatter, Habits};
 pub use edu::Edu;
 pub use hda::Hda;
+pub use streamer::Streamer;
 
 /// A device behind its registers.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub enum Device {
     Edu(Edu),
     /// The audio controller.
     Hda(Box<Hda>),
+    /// The streaming device.
+    Streamer(Box<Streamer>),
     /// A requester without registers.
     Chatter(Chatter),
 }
@@ -27,6 +31,7 @@ impl Device {
         match self {
             Self::Edu(edu) => edu.read(at, bytes),
             Self::Hda(hda) => hda.read(at, bytes, port),
+            Self::Streamer(streamer) => streamer.read(at, bytes),
             Self::Chatter(_) => u64::MAX,
         }
     }
@@ -35,6 +40,7 @@ impl Device {
         match self {
             Self::Edu(edu) => edu.write(at, bytes, value, port),
             Self::Hda(hda) => hda.write(at, bytes, value, port),
+            Self::Streamer(streamer) => streamer.write(at, bytes, value, port),
             Self::Chatter(_) => {}
         }
     }
@@ -43,6 +49,7 @@ impl Device {
         match self {
             Self::Edu(edu) => edu.next_due(),
             Self::Hda(hda) => hda.next_due(),
+            Self::Streamer(streamer) => streamer.next_due(),
             Self::Chatter(chatter) => chatter.next_due(),
         }
     }
@@ -51,6 +58,7 @@ impl Device {
         match self {
             Self::Edu(edu) => edu.run(port),
             Self::Hda(hda) => hda.run(port),
+            Self::Streamer(streamer) => streamer.run(port),
             Self::Chatter(chatter) => chatter.run(port),
         }
     }

@@ -113,7 +113,7 @@ impl Bench {
 
     /// A read of `iova` by `source`: where it went, or why not.
     pub(super) fn ask(&mut self, source: SourceId, iova: u64, write: bool) -> Result<u64, Reason> {
-        match self.unit.translate(source, iova, 4, write, &mut self.fabric) {
+        match self.unit.translate_as(source, None, iova, 4, write, &mut self.fabric) {
             Outcome::To(address) => Ok(address),
             _ => match self.fabric.trace.last() {
                 Some(TraceLine::Faulted { reason, .. }) => Err(*reason),
@@ -485,9 +485,18 @@ fn protected_memory_blocks_what_is_not_translated() {
     bench.unit.write(offset::PMEN, 4, 1 << 31, &mut bench.fabric);
     bench.settle();
     assert_eq!(bench.unit.read(offset::PMEN, 4, &mut bench.fabric), 1 << 31 | 1);
-    assert_eq!(bench.unit.translate(DEVICE, 0x20_0000, 4, true, &mut bench.fabric), Outcome::Refused);
-    assert_eq!(bench.unit.translate(DEVICE, 0x1f_fffc, 8, true, &mut bench.fabric), Outcome::Refused);
-    assert_eq!(bench.unit.translate(DEVICE, 0x40_0000, 4, true, &mut bench.fabric), Outcome::To(0x40_0000));
+    assert_eq!(
+        bench.unit.translate_as(DEVICE, None, 0x20_0000, 4, true, &mut bench.fabric),
+        Outcome::Refused
+    );
+    assert_eq!(
+        bench.unit.translate_as(DEVICE, None, 0x1f_fffc, 8, true, &mut bench.fabric),
+        Outcome::Refused
+    );
+    assert_eq!(
+        bench.unit.translate_as(DEVICE, None, 0x40_0000, 4, true, &mut bench.fabric),
+        Outcome::To(0x40_0000)
+    );
     assert!(!bench.unit.faults.pending(), "no fault is recorded");
     let mut bench = bench.enabled();
     assert_eq!(bench.read(0x1000), Ok(PAGE_A), "translated requests may pass");

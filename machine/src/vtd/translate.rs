@@ -28,19 +28,8 @@ struct Request {
 }
 
 impl Unit {
-    /// Where a request of `source` for `bytes` bytes at `iova`, within one page, goes. The trace hears of it.
-    pub(crate) fn translate(
-        &mut self,
-        source: SourceId,
-        iova: u64,
-        bytes: u64,
-        write: bool,
-        fabric: &mut Fabric,
-    ) -> Outcome {
-        self.translate_as(source, None, iova, bytes, write, fabric)
-    }
-
-    /// As [`translate`](Self::translate), of a request that carries a PASID, or none.
+    /// Where a request of `source` for `bytes` bytes at `iova`, within one page, goes, with a PASID or without. The trace hears
+    /// of it.
     pub(crate) fn translate_as(
         &mut self,
         source: SourceId,
@@ -73,7 +62,16 @@ impl Unit {
                     return Outcome::Refused;
                 }
                 let unit = self.config.id;
-                fabric.trace.push(TraceLine::Translated { at, unit, source, iova, output, bytes, write });
+                fabric.trace.push(TraceLine::Translated {
+                    at,
+                    unit,
+                    source,
+                    pasid,
+                    iova,
+                    output,
+                    bytes,
+                    write,
+                });
                 Outcome::To(output)
             }
             Err(reason) => self.refuse_walked(request, reason, context.quiet, fabric),
@@ -121,7 +119,17 @@ impl Unit {
         let request = Request { source, pasid: None, iova: output, write };
         match self.context(source, None, fabric) {
             Ok(context) if context.device_tlb => {
-                fabric.trace.push(TraceLine::Translated { at, unit, source, iova, output, bytes, write });
+                let pasid = None;
+                fabric.trace.push(TraceLine::Translated {
+                    at,
+                    unit,
+                    source,
+                    pasid,
+                    iova,
+                    output,
+                    bytes,
+                    write,
+                });
                 return true;
             }
             Ok(context) => {
@@ -156,11 +164,23 @@ impl Unit {
     }
 
     fn refuse(&mut self, request: Request, reason: Reason, quiet: bool, fabric: &mut Fabric) -> Outcome {
+        self.refuse_showing(request, request.pasid, reason, quiet, fabric)
+    }
+
+    /// Refuses a request; the fault record shows the PASID `shown`.
+    fn refuse_showing(
+        &mut self,
+        request: Request,
+        shown: Option<u32>,
+        reason: Reason,
+        quiet: bool,
+        fabric: &mut Fabric,
+    ) -> Outcome {
         let Request { source, pasid, iova, write } = request;
         let reason = if self.config.quirks.legacy_reasons { legacy_reason(reason, write) } else { reason };
-        let recorded = !quiet && self.faults.record_as(source, pasid, iova, reason, write);
+        let recorded = !quiet && self.faults.record_as(source, shown, iova, reason, write);
         let (at, unit) = (fabric.now, self.config.id);
-        fabric.trace.push(TraceLine::Faulted { at, unit, source, iova, reason, write, recorded });
+        fabric.trace.push(TraceLine::Faulted { at, unit, source, pasid, iova, reason, write, recorded });
         Outcome::Refused
     }
 
@@ -173,8 +193,8 @@ impl Unit {
         fabric: &mut Fabric,
     ) -> Outcome {
         let shows_own = self.config.quirks.own_pasid_shown && self.root.ttm() == 1;
-        let pasid = request.pasid.or(shows_own.then_some(0));
-        self.refuse(Request { pasid, ..request }, reason, quiet, fabric)
+        let shown = request.pasid.or(shows_own.then_some(0));
+        self.refuse_showing(request, shown, reason, quiet, fabric)
     }
 
     /// Why the input address cannot be translated at all, if so.

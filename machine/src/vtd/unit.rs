@@ -186,6 +186,7 @@ impl Unit {
                     at,
                     unit,
                     source,
+                    pasid: None,
                     iova,
                     reason,
                     write: true,

@@ -117,7 +117,7 @@ pub(crate) fn fail_closed<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, ctx:
     let unit = kernel.iommu.units().first().map(|u| u.id().to_string()).unwrap_or_default();
     let platform = kernel.platform();
     platform.mark(Mark::CutOffDone);
-    platform.event(&Event::CutOff { unit, cleared, kept: Vec::new(), confirmed });
+    platform.event(&Event::CutOff { unit, cleared, kept: Vec::new(), pasids: Vec::new(), confirmed });
 }
 
 /// Retrieves regions, domains, requesters and the running devices, then finishes.
@@ -170,6 +170,7 @@ fn retrieve<'k, 'p, P: Platform + ?Sized>(
         Some(_) => super::interrupts::retrieve(kernel, &incoming, &cast)?,
         None => None,
     };
+    let streams = super::streams::retrieve(kernel, ctx, &mut incoming, &notes.beats)?;
     super::reduced::retrieve(kernel, ctx, &mut incoming, &cast, &reserved)?;
     phases.push(("retrieve", start, platform.now() - start));
     let start = platform.now();
@@ -192,6 +193,7 @@ fn retrieve<'k, 'p, P: Platform + ?Sized>(
         capturing,
         edus,
         interrupts,
+        streams,
         log,
         reserved,
         arrived_with,
@@ -230,7 +232,12 @@ pub(crate) fn retrieve_domain<'k, 'p, P: Platform + ?Sized>(
     let domain = incoming.retrieve_domain(token).map_err(Trouble::at("retrieve a domain"))?;
     let tables: Vec<_> = incoming.tables_of(token).collect();
     let ids: Vec<_> = incoming.domain_ids_of(token).collect();
-    let imported = kernel.iommu.import_domain(ctx, domain.top_table, domain.levels, &ids, &tables);
+    let stage = match domain.stage {
+        liveupdate::Stage::Second => iommu::Stage::Second,
+        liveupdate::Stage::First => iommu::Stage::First,
+    };
+    let (top, levels) = (domain.top_table, domain.levels);
+    let imported = kernel.iommu.import_staged_domain(ctx, stage, top, levels, &ids, &tables);
     let handle = imported.map_err(Trouble::at("import a domain"))?;
     kernel.platform().event(&Event::Retrieved { what: "domain".to_string(), token: plan::name(token) });
     Ok(handle)
@@ -322,6 +329,7 @@ fn report_notes<P: Platform + ?Sized>(scene: &Scene<'_, '_, P>, outgoing: &str) 
         unit,
         cleared: texts(&mut notes.cleared.iter()),
         kept: texts(&mut notes.stays.iter()),
+        pasids: notes.pasids.iter().map(|(who, pasid)| (text::requester(who), pasid)).collect(),
         confirmed: notes.confirmed.0 > 0 && notes.confirmed.1 == 0,
     });
 }

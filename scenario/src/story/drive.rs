@@ -25,6 +25,11 @@ pub(crate) fn config<P: Platform + ?Sized>(platform: &P) -> Result<Config, Troub
     })
 }
 
+/// The option `levels=5`: tables have 5 levels, and devices of 64 bits use addresses that need them. Else the driver chooses.
+pub(crate) fn levels<P: Platform + ?Sized>(platform: &P) -> Option<u8> {
+    platform.option("levels").and_then(|levels| levels.parse().ok())
+}
+
 /// What a kernel that drives its units in `mode` can take over: units in that mode, with tables of either stage that
 /// the mode has.
 pub(crate) fn adoptable(mode: Mode) -> Adoptable {

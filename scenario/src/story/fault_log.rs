@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use iommu::Fault;
 use iommu::faults::harvest;
 use iommu::registers::{Patience, Registers};
-use spec::{Requester, UnitId};
+use spec::UnitId;
 
 /// Most faults kept: a requester that faults for ever must not fill memory.
 const MOST: usize = 256;
@@ -51,17 +51,18 @@ impl FaultLog {
     pub(crate) fn report<P: Platform + ?Sized>(
         &mut self,
         platform: &P,
-        who: &dyn Fn(Requester) -> &'static str,
+        who: &dyn Fn(&Fault) -> &'static str,
     ) {
         for (fault, in_gap) in &self.seen[self.reported..] {
             platform.event(&Event::Fault {
                 unit: fault.unit.to_string(),
                 requester: text::requester(fault.requester),
+                pasid: fault.pasid,
                 address: fault.address,
                 reason: fault.reason.0,
                 words: words(fault),
                 write: fault.write,
-                who: who(fault.requester).to_string(),
+                who: who(fault).to_string(),
                 in_gap: *in_gap,
             });
         }

@@ -122,11 +122,13 @@ pub(crate) struct Kernel<'k, 'p, P: Platform + ?Sized> {
     marks: RefCell<Vec<(Extent, Marked)>>,
 }
 
-/// A unit as the core is given it: the driver's, with the one fault that a test may put into the seam.
+/// A unit as the core is given it: the driver's, with the faults that a test may put into the seam.
 pub(crate) struct Seam<'k, 'p, P: ?Sized> {
     pub(crate) unit: &'k VtdUnit<'k, Machine<'p, P>>,
     /// Hardware is not told to forget, and the core is told that it was.
     pub(crate) swallow_forget: Cell<bool>,
+    /// Hardware is told to forget everything but the PASID cache.
+    pub(crate) spare_pasid_cache: Cell<bool>,
 }
 
 impl<'k, 'p, P: Platform + ?Sized> Kernel<'k, 'p, P> {
@@ -135,8 +137,13 @@ impl<'k, 'p, P: Platform + ?Sized> Kernel<'k, 'p, P> {
         iommu: &'k Iommu<'k, Machine<'p, P>>,
         buses: &'k Buses,
     ) -> Self {
-        let units =
-            iommu.units().iter().map(|unit| Seam { unit, swallow_forget: Cell::new(false) }).collect();
+        let [swallow_forget, spare_pasid_cache] = [false; 2].map(Cell::new);
+        let seam = |unit| Seam {
+            unit,
+            swallow_forget: swallow_forget.clone(),
+            spare_pasid_cache: spare_pasid_cache.clone(),
+        };
+        let units = iommu.units().iter().map(seam).collect();
         Self { machine, iommu, buses, units, marks: RefCell::new(Vec::new()) }
     }
 
@@ -177,6 +184,10 @@ impl<P: Platform + ?Sized> liveupdate::host::Unit for Seam<'_, '_, P> {
         what: liveupdate::host::Forget,
     ) -> Result<liveupdate::host::Forgotten, liveupdate::host::TimedOut> {
         if self.swallow_forget.get() {
+            return Ok(liveupdate::host::Forgotten::observed());
+        }
+        if self.spare_pasid_cache.get() {
+            self.unit.forget_all_but_pasids(atomic)?;
             return Ok(liveupdate::host::Forgotten::observed());
         }
         self.unit.forget(atomic, what)

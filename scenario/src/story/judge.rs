@@ -9,6 +9,7 @@ use crate::hda::{FRAME_BYTES, RATE};
 use crate::platform::Platform;
 use crate::text;
 use alloc::string::ToString;
+use liveupdate::host::MaySleep;
 use spec::Extent;
 
 /// Longest wait for a stream to get where it must, in nanoseconds.
@@ -17,7 +18,10 @@ const LIMIT: u64 = 20_000_000_000;
 const SLACK: u64 = 4096;
 
 /// Judges one update, in the kernel that arrived by it.
-pub(crate) fn update<P: Platform + ?Sized>(scene: &mut Scene<'_, '_, P>) -> Result<(), Trouble> {
+pub(crate) fn update<P: Platform + ?Sized>(
+    scene: &mut Scene<'_, '_, P>,
+    ctx: &mut MaySleep,
+) -> Result<(), Trouble> {
     let platform = scene.platform();
     scene.wait_for_edus()?;
     let busy = scene.arrived_with.map_or(0, |n| n.busy);
@@ -35,6 +39,9 @@ pub(crate) fn update<P: Platform + ?Sized>(scene: &mut Scene<'_, '_, P>) -> Resu
         let (who, first_difference) = target_difference(scene, index)?;
         let (requester, intact) = (text::requester(who), first_difference.is_none());
         platform.event(&Event::Target { requester, intact, first_difference });
+    }
+    if let Some(streams) = &scene.streams {
+        streams.judge(scene.kernel, ctx)?;
     }
     capture(scene)?;
     let intact = scene.arrived_with.map(|n| n.tune) == Some(scene.tune_hash()?);

@@ -19,6 +19,7 @@ mod poison;
 mod reduced;
 mod scene;
 mod store;
+mod streams;
 mod trouble;
 mod units;
 mod update;
@@ -112,7 +113,7 @@ fn live<P: Platform + ?Sized>(platform: &P, handover: Option<PhysAddr>, update: 
     if handover.is_some() {
         scene.wait_for_edus()?;
         interrupts::after(&mut scene, &mut ctx)?;
-        judge::update(&mut scene)?;
+        judge::update(&mut scene, &mut ctx)?;
     }
     if platform.successor_home().is_some() {
         scene.rearm(&mut ctx)?;

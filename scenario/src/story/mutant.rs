@@ -29,11 +29,17 @@ pub enum Mutant {
     /// The successor is a kernel that drives units in legacy mode only, as its image says. No mistake where the update
     /// is one in legacy mode.
     LegacySuccessor,
+    /// One PASID that streams is not preserved, though its domain is.
+    ForgottenPasid,
+    /// The cut-off makes hardware forget contexts and translations, as a driver for legacy mode would: not PASID entries.
+    StalePasid,
+    /// After the seal, the streaming device's entry says that its tables have four levels.
+    FourLevels,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::TranslationOff,
         Self::NoCutOff,
         Self::PoisonedPage,
@@ -43,6 +49,9 @@ impl Mutant {
         Self::BrokenHandover,
         Self::InterruptTableLost,
         Self::LegacySuccessor,
+        Self::ForgottenPasid,
+        Self::StalePasid,
+        Self::FourLevels,
     ];
 
     /// Its name on command lines.
@@ -58,6 +67,9 @@ impl Mutant {
             Self::BrokenHandover => "broken-handover",
             Self::InterruptTableLost => "interrupt-table-lost",
             Self::LegacySuccessor => "legacy-successor",
+            Self::ForgottenPasid => "forgotten-pasid",
+            Self::StalePasid => "stale-pasid",
+            Self::FourLevels => "four-levels",
         }
     }
 
@@ -90,5 +102,5 @@ const _: () = {
         assert!(Mutant::ALL[i] as usize == i);
         i += 1;
     }
-    assert!(Mutant::LegacySuccessor as usize + 1 == Mutant::ALL.len());
+    assert!(Mutant::FourLevels as usize + 1 == Mutant::ALL.len());
 };

@@ -13,11 +13,43 @@ use spec::{Extent, PhysAddr, Requester, Segment, SourceId};
 /// First word of the notes.
 const MAGIC: u64 = u64::from_le_bytes(*b"witness1");
 /// Words of the notes.
-const WORDS: usize = 168;
+const WORDS: usize = 208;
 /// Where the lists start, behind the words that are there once.
-const LISTS: usize = 17;
+const LISTS: usize = 18;
 /// Most requesters that are noted of either kind.
 const MOST: usize = 48;
+
+/// Most PASIDs that are noted, and most streams.
+const MOST_PASIDS: usize = 16;
+/// Where the PASIDs are, and the beats of streams.
+const PASIDS: usize = LISTS + 3 * MOST;
+const BEATS: usize = PASIDS + MOST_PASIDS;
+
+/// PASIDs that were cleared, each with its requester; what does not fit is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pasids {
+    list: [u64; MOST_PASIDS],
+    count: usize,
+}
+
+impl Pasids {
+    const EMPTY: Self = Self { list: [0; MOST_PASIDS], count: 0 };
+
+    fn push(&mut self, requester: Requester, pasid: u32) {
+        if let Some(slot) = self.list.get_mut(self.count) {
+            let who = u64::from(requester.segment.0) << 16 | u64::from(requester.source.raw());
+            *slot = who << 32 | u64::from(pasid);
+        }
+        self.count += 1;
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Requester, u32)> + '_ {
+        self.list.iter().take(self.count).map(|word| {
+            let (segment, source) = (Segment((word >> 48) as u16), SourceId::from_raw((word >> 32) as u16));
+            (Requester::new(segment, source), *word as u32)
+        })
+    }
+}
 
 /// A list of requesters of a fixed size; what does not fit is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +98,10 @@ pub(crate) struct Notes {
     pub(crate) stays: Requesters,
     /// Whose devices did not answer that they forgot.
     pub(crate) silent: Requesters,
+    /// PASIDs that were cut off though their requesters stay.
+    pub(crate) pasids: Pasids,
+    /// Beats of streams, at the last instruction.
+    pub(crate) beats: [u64; MOST_PASIDS],
 }
 
 impl Notes {
@@ -81,6 +117,8 @@ impl Notes {
         cleared: Requesters::EMPTY,
         stays: Requesters::EMPTY,
         silent: Requesters::EMPTY,
+        pasids: Pasids::EMPTY,
+        beats: [0; MOST_PASIDS],
     };
 
     /// Notes what the cut-off reports. Neither allocates nor sleeps.
@@ -94,7 +132,7 @@ impl Notes {
             }
             CutOffEvent::InterruptCleared { .. } => {}
             // The requester stays: its other PASIDs go on.
-            CutOffEvent::PasidCleared { .. } => {}
+            CutOffEvent::PasidCleared { requester, pasid, .. } => self.pasids.push(requester, pasid),
             CutOffEvent::NotConfirmed(_) | CutOffEvent::Unreachable(_) => self.confirmed.1 += 1,
         }
     }
@@ -136,6 +174,11 @@ impl Notes {
             cleared: requesters(w[12], LISTS),
             stays: requesters(w[13], LISTS + MOST),
             silent: requesters(w[16], LISTS + 2 * MOST),
+            pasids: Pasids {
+                list: core::array::from_fn(|i| w[PASIDS + i]),
+                count: (w[17] as usize).min(MOST_PASIDS),
+            },
+            beats: core::array::from_fn(|i| w[BEATS + i]),
         })
     }
 
@@ -158,6 +201,7 @@ impl Notes {
             self.queue_errors.into(),
             self.interrupts.into(),
             self.silent.count as u64,
+            self.pasids.count as u64,
         ];
         w[2..LISTS].copy_from_slice(&fixed);
         let lists = [(&self.cleared, 0), (&self.stays, 1), (&self.silent, 2)];
@@ -166,12 +210,14 @@ impl Notes {
                 *word = u64::from(requester.segment.0) << 16 | u64::from(requester.source.raw());
             }
         }
+        w[PASIDS..BEATS].copy_from_slice(&self.pasids.list);
+        w[BEATS..][..MOST_PASIDS].copy_from_slice(&self.beats);
         w[1] = digest(&w);
         w
     }
 }
 
-const _: () = assert!(LISTS + 3 * MOST <= WORDS);
+const _: () = assert!(BEATS + MOST_PASIDS <= WORDS);
 
 fn digest(words: &[u64; WORDS]) -> u64 {
     let mut hasher = Hasher::new(0);

@@ -1,5 +1,7 @@
 //! Where things are in the devices' address spaces, and what they are called across the update.
 
+use super::drive;
+use crate::platform::Platform;
 use liveupdate::Token;
 use spec::{Iova, PAGE_SIZE, SourceId};
 
@@ -45,6 +47,21 @@ pub(crate) const fn reduced(kind: u8, source: SourceId) -> Token {
     Token(u64::from_be_bytes(*b"rmrr\0\0\0\0") | (kind as u64) << 16 | source.raw() as u64)
 }
 
+/// The memory of the streams.
+pub(crate) const STREAMS: Token = named(*b"streams ");
+/// The streaming device.
+pub(crate) const STREAMER: Token = named(*b"streamer");
+
+/// The domain of a stream; of a nested one, the host's.
+pub(crate) const fn stream_domain(number: usize) -> Token {
+    numbered(*b"strm-io ", number)
+}
+
+/// The guest's tables of a nested stream.
+pub(crate) const fn guest(number: usize) -> Token {
+    numbered(*b"guest   ", number)
+}
+
 /// What a token is called in events.
 pub(crate) fn name(token: Token) -> alloc::string::String {
     crate::text::token(token.0)
@@ -65,6 +82,17 @@ pub(crate) const CAPTURE_BYTES: u64 = 64 << 10;
 pub(crate) const SOUND_IOVA: Iova = Iova::new(1 << 30);
 /// Where the audio controller sees the capture region: above 4 GiB, in pages of 4 KiB.
 pub(crate) const CAPTURE_IOVA: Iova = Iova::new(0x1_4000_5000);
+/// Where each queue of the streaming device sees its ring.
+pub(crate) const STREAM_IOVA: Iova = Iova::new(0x12_3456_0000);
+/// What is added to addresses that devices of 64 bits use where tables have 5 levels: no table of 4 levels leads there, and
+/// the first stage counts it to the lower half.
+const HIGH: u64 = 0x005a_8000_0000_0000;
+
+/// An address for a device that drives 64 bits.
+pub(crate) fn high<P: Platform + ?Sized>(platform: &P, iova: Iova) -> Iova {
+    if drive::levels(platform) == Some(5) { iova.plus(HIGH) } else { iova }
+}
+
 /// Where each edu sees its page of memory; below the 28 bits that the device drives.
 pub(crate) const EDU_IOVA: Iova = Iova::new(0x0900_3000);
 /// What edu `index` writes.

@@ -8,8 +8,9 @@ use super::fault_log::FaultLog;
 use super::host::Kernel;
 use super::interrupts::{self, Interrupts};
 use super::notes::Notes;
-use super::plan;
+use super::streams::Streams;
 use super::trouble::Trouble;
+use super::{drive, plan};
 use crate::edu::{Direction, Edu, Transfer};
 use crate::event::Event;
 use crate::hda::{Controller, Path, Ring, Stream};
@@ -56,6 +57,8 @@ pub(crate) struct Scene<'k, 'p, P: Platform + ?Sized> {
     pub(crate) edus: Vec<Edu<'p, P>>,
     /// The preserved edu's interrupt; `None` on a platform whose kernel only polls, and when the edu is blocked.
     pub(crate) interrupts: Option<Interrupts>,
+    /// The streams of the streaming device, where there are any.
+    pub(crate) streams: Option<Streams<'p, P>>,
     pub(crate) log: FaultLog,
     /// Memory that firmware reserved, and for whom.
     pub(crate) reserved: Vec<(SourceId, Extent)>,
@@ -77,8 +80,8 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
         cast.enable(platform, &kernel.buses.0)?;
         let memory = Memory::take(platform, &cast)?;
         let audio_domain = domain(kernel, ctx, requester(cast.audio))?;
-        map(kernel, ctx, audio_domain, plan::SOUND_IOVA, memory.sound)?;
-        map(kernel, ctx, audio_domain, plan::CAPTURE_IOVA, memory.capture)?;
+        map(kernel, ctx, audio_domain, plan::high(platform, plan::SOUND_IOVA), memory.sound)?;
+        map(kernel, ctx, audio_domain, plan::high(platform, plan::CAPTURE_IOVA), memory.capture)?;
         attach(kernel, ctx, requester(cast.audio), audio_domain)?;
         let mut edu_domains = Vec::new();
         for index in cast.with(&[Part::Kept]) {
@@ -88,6 +91,7 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
             admit(kernel, ctx, (&cast, index), memory, &reserved)?;
         }
         let interrupts = interrupts::start(kernel, ctx, &cast, memory)?;
+        let streams = Streams::start(kernel, ctx)?;
         kernel.iommu.enable(ctx).map_err(Trouble::at("switch translation on"))?;
         kernel.iommu.units().iter().for_each(|unit| report_unit(platform, unit));
         write_tune(platform, memory.sound.start())?;
@@ -104,11 +108,13 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
             capturing,
             edus,
             interrupts,
+            streams,
             log,
             reserved,
             arrived_with,
         };
         scene.exercise(&scene.cast.with(&[Part::Kept, Part::Cut, Part::Leaving]))?;
+        scene.streams.as_ref().map_or(Ok(()), Streams::run)?;
         platform.mark(Mark::Running);
         Ok(scene)
     }
@@ -118,6 +124,9 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
         if self.arrived_with.is_some() {
             self.platform().mark(Mark::Rearm);
             self.admit_all(ctx, &[Part::Cut, Part::Leaving])?;
+            if let Some(streams) = &mut self.streams {
+                streams.rearm(self.kernel, ctx)?;
+            }
             self.exercise(&self.cast.with(&[Part::Kept, Part::Cut, Part::Leaving]))?;
         }
         Ok(())
@@ -181,7 +190,14 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
         kept.extend(own.iter().map(|actor| actor.requester));
         let listed = kernel.buses.0.functions().iter().map(|f| requester(f.source));
         let others: Vec<_> = others.iter().map(|actor| actor.requester).chain(listed).collect();
-        self.log.report(kernel.platform(), &|found| {
+        let streams = self.streams.as_ref();
+        self.log.report(kernel.platform(), &|fault| {
+            let found = fault.requester;
+            match streams.and_then(|streams| streams.is_kept(found, fault.pasid)) {
+                Some(true) => return "preserved",
+                Some(false) => return "cut_off",
+                None => {}
+            }
             if kept.iter().any(|who| carries(*who, found)) {
                 "preserved"
             } else if others.iter().any(|who| carries(*who, found)) {
@@ -277,6 +293,7 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
 
     /// Stops the streams.
     pub(crate) fn stop(self) -> Result<(), Trouble> {
+        self.streams.iter().for_each(Streams::stop);
         self.playing.stop().map_err(Trouble::at("stop playing"))?;
         self.capturing.stop().map_err(Trouble::at("stop capturing"))
     }
@@ -333,10 +350,11 @@ fn domain<P: Platform + ?Sized>(
 ) -> Result<DomainHandle, Trouble> {
     let unit = kernel.iommu.unit_of(who);
     let unit = unit.ok_or(Trouble::new("make a domain", "no unit watches the device"))?.id();
-    kernel.iommu.create_domain(ctx, &[unit], None).map_err(Trouble::at("make a domain"))
+    let levels = drive::levels(kernel.platform());
+    kernel.iommu.create_domain(ctx, &[unit], levels).map_err(Trouble::at("make a domain"))
 }
 
-fn map<P: Platform + ?Sized>(
+pub(crate) fn map<P: Platform + ?Sized>(
     kernel: &Kernel<'_, '_, P>,
     ctx: &mut MaySleep,
     domain: DomainHandle,
@@ -348,7 +366,7 @@ fn map<P: Platform + ?Sized>(
     mapped.map_err(Trouble::at("map memory"))
 }
 
-fn attach<P: Platform + ?Sized>(
+pub(crate) fn attach<P: Platform + ?Sized>(
     kernel: &Kernel<'_, '_, P>,
     ctx: &mut MaySleep,
     who: Requester,
@@ -407,18 +425,20 @@ fn start_streams<'p, P: Platform + ?Sized>(
 ) -> Result<(Stream<'p, P>, Stream<'p, P>), Trouble> {
     let at = devices::registers(platform, audio)?;
     let audio = Controller::reset(platform, at).map_err(Trouble::at("reset the audio controller"))?;
-    let positions = plan::SOUND_IOVA.plus(plan::POSITIONS);
+    let (sound, captured) =
+        (plan::high(platform, plan::SOUND_IOVA), plan::high(platform, plan::CAPTURE_IOVA));
+    let positions = sound.plus(plan::POSITIONS);
     audio.set_position_buffer(Some(positions)).map_err(Trouble::at("set the position buffer"))?;
     let start = |path, list, bytes: u64, buffer| {
-        let ring = Ring::new(plan::SOUND_IOVA.plus(list), BUFFERS, bytes as u32)?;
+        let ring = Ring::new(sound.plus(list), BUFFERS, bytes as u32)?;
         ring.write(platform, memory.sound.start().plus(list), buffer)?;
         let stream = audio.start(path, ring)?;
         stream.wait_until_it_moves(STREAM_LIMIT)?;
         Ok::<_, crate::hda::HdaError>(stream)
     };
-    let playing = start(Path::PLAYBACK, plan::PLAY_LIST, tune::BYTES as u64, plan::SOUND_IOVA);
+    let playing = start(Path::PLAYBACK, plan::PLAY_LIST, tune::BYTES as u64, sound);
     let playing = playing.map_err(Trouble::at("start playing"))?;
-    let capturing = start(Path::CAPTURE, plan::CAPTURE_LIST, plan::CAPTURE_BYTES, plan::CAPTURE_IOVA);
+    let capturing = start(Path::CAPTURE, plan::CAPTURE_LIST, plan::CAPTURE_BYTES, captured);
     Ok((playing, capturing.map_err(Trouble::at("start capturing"))?))
 }
 

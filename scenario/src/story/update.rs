@@ -5,6 +5,7 @@ use super::host::{Kernel, Machine};
 use super::interrupts;
 use super::notes::Notes;
 use super::scene::{Scene, differs};
+use super::streams::{self, Streams};
 use super::trouble::Trouble;
 use super::{End, Mutant, Verdict, judge, plan, reduced};
 use crate::event::{Checked, Event, Violation};
@@ -43,10 +44,12 @@ pub(crate) fn run<P: Platform + ?Sized>(
     let mut outgoing = Outgoing::new(scene.kernel, room.storage());
     timed(platform, "preserve", || {
         preserve(&scene, &mut outgoing, &mut ctx)?;
+        streams::preserve(&scene, &mut outgoing, &mut ctx)?;
         reduced::preserve(&scene, &mut outgoing, &mut ctx)
     })?;
     scene.come_and_go(&mut ctx)?;
     announce(&scene);
+    streams::declare_cut(&scene);
     scene.report_queue_errors();
     if Mutant::of(platform) == Some(Mutant::StrayLeaf) {
         bend_leaf(&scene)?;
@@ -287,6 +290,9 @@ fn leave<'k, 'p, P: Platform + ?Sized>(
     if mutant == Some(Mutant::LateStrayLeaf) {
         bend_leaf(&scene)?;
     }
+    if let (Some(Mutant::FourLevels), Some(streams)) = (mutant, &scene.streams) {
+        streams.lose_a_level(scene.kernel)?;
+    }
     start_transfers(&mut scene)?;
     // What is dropped past the point of no return would give memory back: it stays where it is.
     let mut scene = ManuallyDrop::new(scene);
@@ -303,6 +309,7 @@ fn leave<'k, 'p, P: Platform + ?Sized>(
     sabotage(scene.kernel, mutant, false);
     notes.interrupts = interrupts::in_gap(&scene, &atomic, mutant);
     notes.busy = (0..scene.cast.kept()).filter(|&i| scene.edus[i].busy()).fold(0, |busy, i| busy | 1 << i);
+    scene.streams.iter().for_each(|streams| streams.beats(&mut notes.beats));
     notes.capturing = scene.capturing.position();
     notes.playing = scene.playing.position();
     // The frame was written to when the scene was built: this cannot fail, and a jump without notes is still a jump.
@@ -324,6 +331,7 @@ fn start_transfers<P: Platform + ?Sized>(scene: &mut Scene<'_, '_, P>) -> Result
     let between = if crowd { 0 } else { BETWEEN_TRANSFERS / (all - kept).saturating_sub(1).max(1) as u64 };
     for _ in 0..STARTS {
         let first = platform.now();
+        scene.streams.as_ref().map_or(Ok(()), Streams::start_cut)?;
         for index in kept..all {
             while platform.now().saturating_sub(first) < between * (index - kept) as u64 {
                 platform.relax();
@@ -335,6 +343,7 @@ fn start_transfers<P: Platform + ?Sized>(scene: &mut Scene<'_, '_, P>) -> Result
             return Ok(());
         }
         scene.wait_for_edus()?;
+        scene.streams.as_ref().map_or(Ok(()), Streams::take_back_cut)?;
         (0..all).try_for_each(|index| scene.fill_page(index, plan::UNTOUCHED))?;
     }
     Err(Trouble::new("start the transfers", "this machine is held up too often to have them in flight"))
@@ -346,6 +355,7 @@ fn sabotage<P: Platform + ?Sized>(kernel: &Kernel<'_, '_, P>, mutant: Option<Mut
     kernel.machine.lose_stores.set(on && lose);
     for unit in &kernel.units {
         unit.swallow_forget.set(on && (lose || mutant == Some(Mutant::MissingInvalidation)));
+        unit.spare_pasid_cache.set(on && mutant == Some(Mutant::StalePasid));
     }
 }
 
