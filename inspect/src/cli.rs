@@ -394,7 +394,7 @@ fn reach(arguments: &ReachArgs, out: &mut dyn Write, err: &mut dyn Write) -> Res
     } else {
         text::reach(out, frame, &roles, &found)
     })?;
-    Ok(Status::of(found.uncertain.is_empty()))
+    Ok(Status::of(found.is_certain()))
 }
 
 fn verify(arguments: &VerifyArgs, out: &mut dyn Write, err: &mut dyn Write) -> Result<Status, Failure> {
@@ -481,8 +481,12 @@ fn wrote(schema: &str, pages: usize, output: &Path, units: usize, whole: bool) -
 }
 
 fn dmar(arguments: &DmarArgs, out: &mut dyn Write) -> Result<Status, Failure> {
+    let own = || {
+        let hint = "no remapping hardware, or firmware keeps it off, or not root; name a file to look at another table";
+        load::small_file(Path::new(OWN_DMAR)).map_err(|error| format!("{error} ({hint})"))
+    };
     let path = arguments.file.clone().unwrap_or_else(|| OWN_DMAR.into());
-    let bytes = load::small_file(&path)?;
+    let bytes = arguments.file.as_deref().map_or_else(own, load::small_file)?;
     let report = dmar::examine(&bytes).map_err(|error| format!("{}: {error}", path.display()))?;
     written(if arguments.json { pretty(out, &dmar::json(&report)) } else { dmar::text(out, &report) })?;
     Ok(Status::of(!report.must_refuse()))

@@ -1,7 +1,8 @@
 //! Who can read or write a frame, through which entries; and what hardware itself reads there.
 //!
 //! [`reach`] goes through every page table whose ranges touch the frame, and names every leaf that leads there, for every
-//! requester that uses the table. Requesters in pass-through reach every frame. [`roles`] says what the frame is to
+//! requester that uses the table. Requesters in pass-through reach every frame, and so does everybody behind a unit that
+//! does not translate. [`roles`] says what the frame is to
 //! hardware or to a handover: a table, a queue, preserved memory.
 
 use crate::image::Memory;
@@ -43,6 +44,10 @@ pub struct Reach {
     pub left_off: u64,
     /// Page tables of which the image lacks a part: there may be more ways.
     pub uncertain: Vec<usize>,
+    /// Units whose tables above the page tables are not known or damaged: there may be more ways.
+    pub uncertain_units: Vec<usize>,
+    /// Units that do not translate: whoever is behind one reaches every frame.
+    pub off: Vec<usize>,
 }
 
 /// Who can read or write the frame at `at`.
@@ -52,6 +57,12 @@ pub fn reach(memory: &Memory, model: &Model, at: PhysAddr) -> Reach {
     let mut found = Reach::default();
     let mut leaves: Vec<Option<Vec<Found>>> = vec![None; model.spaces.len()];
     for (unit, number) in model.units.iter().zip(0..) {
+        if unit.translating == Some(false) {
+            found.off.push(number);
+        }
+        if unit.mode.is_none() || !unit.problems.is_empty() || unit.pasids_left_off {
+            found.uncertain_units.push(number);
+        }
         for requester in &unit.requesters {
             for attachment in &requester.attachments {
                 let way = |iova, access, path| Way {
@@ -90,6 +101,12 @@ pub fn reach(memory: &Memory, model: &Model, at: PhysAddr) -> Reach {
 type Found = (u64, Access, Vec<Step>);
 
 impl Reach {
+    /// Whether nobody can reach the frame but those who are named.
+    #[must_use]
+    pub const fn is_certain(&self) -> bool {
+        self.uncertain.is_empty() && self.uncertain_units.is_empty()
+    }
+
     fn add(&mut self, way: Way) {
         if self.ways.len() < MAX_WAYS {
             self.ways.push(way);

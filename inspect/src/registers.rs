@@ -1,7 +1,7 @@
 //! A unit's registers, as somebody wrote them down.
 //!
-//! Three forms are read ([`parse`]): the raw register window, the text of Linux's `iommu_regset`, and the lines of words
-//! that QEMU's monitor prints (`xp`). What a form does not say stays unknown; nothing defaults to zero. [`Registers::set`]
+//! Three forms are read ([`parse`]): the raw register window, the text of Linux's `iommu_regset`, and the lines of words of 32
+//! or 64 bits that QEMU's monitor prints (`xp`). What a form does not say stays unknown; nothing defaults to zero. [`Registers::set`]
 //! puts single registers in by hand.
 
 use spec::Segment;
@@ -15,6 +15,9 @@ use std::fmt;
 pub const USUAL_BASE: u64 = 0xfed9_0000;
 /// Bytes of a raw window that are looked at.
 pub const WINDOW_LIMIT: usize = 0x4000;
+
+/// Bytes that it has at least: RTADDR is the last register in them.
+const WINDOW_LEAST: usize = 0x28;
 
 /// The registers of one unit, as far as they are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,11 +34,18 @@ pub struct Registers {
 /// Why text or bytes are no registers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RegistersError {
-    /// A raw window must hold whole words, and RTADDR at least.
+    /// A raw window must hold whole words, RTADDR at least, and no more than [`WINDOW_LIMIT`].
     Window {
         /// Its length in bytes.
         bytes: usize,
     },
+    /// A raw window that does not begin with a version register (VT-d 11.4.1).
+    Version {
+        /// What it begins with.
+        word: u32,
+    },
+    /// A raw window of nothing but zeroes.
+    Zero,
     /// Text without a single register in it.
     Nothing,
     /// A line that starts like one with registers and goes on otherwise.
@@ -49,8 +59,20 @@ impl fmt::Display for RegistersError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Window { bytes } => {
-                write!(f, "{bytes} bytes are no register window: it has 0x28 bytes at least, a multiple of 4")
+                write!(
+                    f,
+                    "{bytes} bytes are no register window: it has {:#x} to {WINDOW_LIMIT:#x} bytes, a multiple of 4",
+                    WINDOW_LEAST
+                )
             }
+            Self::Version { word: u32::MAX } => {
+                f.write_str("no register window: it reads all ones, as where no unit is")
+            }
+            Self::Version { word } => write!(
+                f,
+                "no register window: it begins with {word:#010x}, and no version register has more than 8 bits"
+            ),
+            Self::Zero => f.write_str("no register window: all of it is zero"),
             Self::Nothing => f.write_str(
                 "no registers in it: neither a window, nor text of iommu_regset, nor lines \"ADDRESS: WORD WORD\"",
             ),
@@ -72,11 +94,11 @@ impl Registers {
     /// # Errors
     /// [`RegistersError::Window`].
     pub fn from_window(name: String, base: u64, window: &[u8]) -> Result<Self, RegistersError> {
-        if window.len() < 0x28 || !window.len().is_multiple_of(4) {
+        if !(WINDOW_LEAST..=WINDOW_LIMIT).contains(&window.len()) || !window.len().is_multiple_of(4) {
             return Err(RegistersError::Window { bytes: window.len() });
         }
         let mut registers = Self::unknown(name, base);
-        for (index, word) in window.chunks_exact(4).take(WINDOW_LIMIT / 4).enumerate() {
+        for (index, word) in window.chunks_exact(4).enumerate() {
             registers.words.insert(4 * index as u64, u32::from_le_bytes(word.try_into().unwrap_or_default()));
         }
         Ok(registers)
@@ -174,7 +196,7 @@ pub fn parse(bytes: &[u8], base: u64) -> Result<Vec<Registers>, RegistersError> 
     // A raw window opens with the version register, whose upper three bytes are zero: no text does.
     let text = std::str::from_utf8(bytes).ok().filter(|text| !text.contains('\0'));
     let Some(text) = text else {
-        return Ok(vec![Registers::from_window("dmar0".into(), base, bytes)?]);
+        return Ok(vec![window(base, bytes)?]);
     };
     let regset = parse_regset(text)?;
     if !regset.is_empty() {
@@ -182,6 +204,16 @@ pub fn parse(bytes: &[u8], base: u64) -> Result<Vec<Registers>, RegistersError> 
     }
     let words = parse_words(text)?;
     if words.is_empty() { Err(RegistersError::Nothing) } else { Ok(words) }
+}
+
+/// A raw window out of a file, which may be any other file.
+fn window(base: u64, bytes: &[u8]) -> Result<Registers, RegistersError> {
+    let registers = Registers::from_window("dmar0".into(), base, bytes)?;
+    let word = registers.read32(offset::VER).unwrap_or(0);
+    if word > 0xff {
+        return Err(RegistersError::Version { word });
+    }
+    if bytes.iter().all(|byte| *byte == 0) { Err(RegistersError::Zero) } else { Ok(registers) }
 }
 
 /// Linux's text: `IOMMU: NAME Register Base Address: HEX`, then `NAME OFFSET CONTENTS`. Other lines are passed over, so that
@@ -230,14 +262,28 @@ fn parse_words(text: &str) -> Result<Vec<Registers>, RegistersError> {
             units.push(Registers::unknown(format!("dmar{}", units.len()), base));
         }
         let Some(unit) = units.last_mut() else { continue };
-        for (index, word) in words.split_whitespace().enumerate() {
-            let value = hex(word)
-                .and_then(|value| u32::try_from(value).ok())
-                .ok_or(RegistersError::Line { line: number + 1 })?;
-            unit.words.insert((address - base) + 4 * index as u64, value);
+        let mut at = address - base;
+        let bytes = width(words).ok_or(RegistersError::Line { line: number + 1 })?;
+        for word in words.split_whitespace() {
+            let value = hex(word).filter(|value| bytes == 8 || *value <= u64::from(u32::MAX));
+            let value = value.ok_or(RegistersError::Line { line: number + 1 })?;
+            unit.set(Register { name: "", offset: at, bits: 8 * bytes as u32 }, value);
+            at += bytes;
         }
     }
     Ok(units)
+}
+
+/// Bytes of each of these words, 4 or 8: the monitor fills words up with zeroes (`xp /wx`, `xp /gx`). Of bytes and words of
+/// 16 bits it prints eight in a line; nobody writes registers like that.
+fn width(words: &str) -> Option<u64> {
+    let longest = words.split_whitespace().map(str::len).max().unwrap_or(0);
+    let count = words.split_whitespace().count();
+    match longest {
+        0..=6 if count >= 8 => None,
+        0..=10 => Some(4),
+        _ => Some(8),
+    }
 }
 
 fn hex(text: &str) -> Option<u64> {
@@ -275,6 +321,40 @@ mod tests {
         assert_eq!(parse(b"", 0), Err(RegistersError::Nothing));
         assert_eq!(parse(&[0; 16], 0), Err(RegistersError::Window { bytes: 16 }));
         assert_eq!(parse(b"fed90000: 0x10 spam", 0), Err(RegistersError::Line { line: 1 }));
+    }
+
+    #[test]
+    fn a_window_may_be_shorter_or_longer_and_is_none_without_a_version() {
+        let whole = parse(WINDOW, USUAL_BASE).unwrap().remove(0);
+        let short = parse(&WINDOW[..0x28], USUAL_BASE).unwrap().remove(0);
+        assert_eq!((short.rtaddr(), short.iqa(), short.faults()), (whole.rtaddr(), None, Vec::new()));
+        let page = [WINDOW, &[0; 0x1000 - 0x230]].concat();
+        let page = parse(&page, USUAL_BASE).unwrap().remove(0);
+        assert_eq!((page.rtaddr(), page.read32(0xffc)), (whole.rtaddr(), Some(0)));
+        for bytes in [0x24, 0x22e, 0x4004] {
+            let other = [WINDOW, &[0; 0x4000]].concat()[..bytes].to_vec();
+            assert_eq!(parse(&other, 0), Err(RegistersError::Window { bytes }));
+        }
+        assert_eq!(parse(&[0xff; 0x1000], 0), Err(RegistersError::Version { word: u32::MAX }));
+        assert_eq!(parse(&[0; 0x1000], 0), Err(RegistersError::Zero));
+        let image = [b"VTDPAGE1\x01\0\0\0\0\0\0\0".as_slice(), &[0; 0x1008]].concat();
+        assert_eq!(parse(&image, 0), Err(RegistersError::Version { word: 0x5044_5456 }));
+    }
+
+    #[test]
+    fn words_of_64_bits_say_the_same_as_words_of_32_and_bytes_are_refused() {
+        let words: Vec<u64> =
+            WINDOW.chunks(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect();
+        let line = |(n, two): (usize, &[u64])| {
+            let words: String = two.iter().map(|word| format!(" {word:#018x}")).collect();
+            format!("{:016x}:{words}\n", USUAL_BASE + 16 * n as u64)
+        };
+        let text: String = words.chunks(2).enumerate().map(line).collect();
+        assert_eq!(parse(text.as_bytes(), 0), parse(WINDOW, USUAL_BASE));
+        let bytes = b"00000000fed90000: 0x10 0x00 0x00 0x00 0x00 0x00 0x00 0x00\n";
+        assert_eq!(parse(bytes, 0), Err(RegistersError::Line { line: 1 }));
+        let by_hand = parse(b"fed90020: 0x829000\n", 0).unwrap().remove(0);
+        assert_eq!((by_hand.read32(0x20), by_hand.read32(0x24)), (Some(0x82_9000), None));
     }
 
     #[test]

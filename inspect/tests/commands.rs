@@ -3,8 +3,9 @@
 mod common;
 
 use clap::Parser;
-use common::folder;
+use common::{containers, folder};
 use holdover_inspect::cli::{self, Command, Status};
+use holdover_inspect::image::{self, Options};
 use serde_json::Value;
 use spec::dmar::build::{Builder, Scope};
 use spec::dmar::{flag, scope_kind};
@@ -212,6 +213,209 @@ fn registers_by_hand_do_as_well_as_registers_from_a_file() {
     let text = "inspect {data}/min-legacy/reach.pages.zst --registers {data}/min-legacy/regset.txt --json";
     let (_, with_text) = json(text);
     assert_eq!(with_text["units"][0]["requesters"].as_array().unwrap().len(), 7);
+}
+
+#[test]
+fn every_form_of_registers_leads_to_the_same_tables() {
+    let data = |name: &str| std::fs::read(folder("min-legacy").join(name)).unwrap();
+    let folder = std::env::temp_dir().join(format!("holdover-registers-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("page.bin");
+    std::fs::write(&path, [data("vtd-regs.bin"), vec![0; 0x1000 - 0x230]].concat()).unwrap();
+    let show = |registers: &str| {
+        run(&format!(
+            "inspect {{data}}/min-legacy/reach.pages.zst {registers} --format debugfs --file dmar_translation_struct"
+        ))
+    };
+    let (status, expected, _) = show("--registers {data}/min-legacy/vtd-regs.bin");
+    assert!(status == Status::Good && expected.lines().count() > 8, "{expected}");
+    for registers in [
+        "--registers {data}/min-legacy/vtd-regs.txt",
+        "--registers {data}/min-legacy/regset.txt",
+        "--registers fed90000={data}/min-legacy/vtd-regs.bin",
+        "--registers fed90000={data}/min-legacy/regset.txt",
+        "--rtaddr 0x829000 --irta 0x40000f --iqa 0x1cc000 --cap 0x80d2008c222f0606 --ecap 0xf00f4a --gsts 0xc7000000",
+        &format!("--registers {}", path.display()),
+    ] {
+        let (status, out, err) = show(registers);
+        assert_eq!(
+            (status, out.as_str(), err.as_str()),
+            (Status::Good, expected.as_str(), ""),
+            "{registers}"
+        );
+    }
+    let (_, out, _) = run(
+        "inspect {data}/min-legacy/reach.pages.zst --registers {data}/min-legacy/vtd-regs.bin --registers fed91000={data}/min-legacy/vtd-regs.bin",
+    );
+    assert!(
+        out.contains("unit 0: dmar0 at 0xfed90000") && out.contains("unit 1: dmar1 at 0xfed91000"),
+        "{out}"
+    );
+    std::fs::write(&path, "IOMMU: dmar1 Register Base Address: fed91000\nRTADDR 0x20 0x829000\n\nIOMMU: dmar0 Register Base Address: fed90000\nRTADDR 0x20 0x829000\n").unwrap();
+    let (_, value) =
+        json(&format!("inspect {{data}}/min-legacy/reach.pages.zst --registers {} --json", path.display()));
+    assert_eq!(value["units"].as_array().unwrap().len(), 2, "{}", value["units"]);
+    let image = "inspect {data}/min-legacy/reach.pages.zst --registers";
+    for (registers, reason) in [
+        ("{data}/min-legacy/reach.pages.zst", "no register window"),
+        ("{data}/min-legacy/linux-debugfs.txt.zst", "no register window"),
+        ("fed91000={data}/min-legacy/regset.txt", "its unit lies at 0xfed90000, not at 0xfed91000"),
+        ("{data}/kho/khowalk.txt", "khowalk.txt"),
+        (
+            "{data}/min-legacy/vtd-regs.bin --registers {data}/min-legacy/regset.txt",
+            "the unit at 0xfed90000 twice",
+        ),
+    ] {
+        let (status, out, err) = run(&format!("{image} {registers}"));
+        assert_eq!((status, out.as_str()), (Status::Failed, ""), "{registers}");
+        assert!(err.contains(reason), "{registers}: {err}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn a_unit_that_does_not_translate_lets_everybody_everywhere() {
+    let off = format!("{LEGACY} --gsts 0");
+    let (status, out, _) = run(&format!("inspect {off}"));
+    assert_eq!(status, Status::Good);
+    for words in [
+        "translation OFF, mode legacy",
+        "interrupt remapping OFF, table at 0x400000",
+        "invalidation queue OFF",
+    ] {
+        assert!(out.contains(words), "{words}: {out}");
+    }
+    let (status, value) = json(&format!("translate {off} 00:05.0 0x1234 --json"));
+    assert_eq!((status, &value["outcome"]["target"]), (Status::Good, &Value::from("0x1234")));
+    let (status, value) = json(&format!("reach {off} 0x8e3000 --json"));
+    assert_eq!(
+        (status, &value["units_off"], &value["ways"]),
+        (Status::Good, &serde_json::json!([0]), &serde_json::json!([]))
+    );
+    let (_, out, _) = run(&format!("reach {off} 0x8e3000"));
+    assert!(out.contains("unit 0 does not translate") && !out.contains("no requester"), "{out}");
+    let (_, value) = json(&format!("verify {off} --json"));
+    let rule = value["invariants"].as_array().unwrap().iter().find(|line| line["invariant"] == "I8").unwrap();
+    assert_eq!(rule["violations"], 1);
+    // Interrupt remapping alone is off: the table is shown, and said to be out of use.
+    let (_, value) = json(&format!("inspect {LEGACY} --gsts 0xc4000000 --json"));
+    assert_eq!(
+        (&value["units"][0]["translating"], &value["units"][0]["interrupts"]["on"]),
+        (&Value::from(true), &Value::from(false))
+    );
+}
+
+#[test]
+fn a_root_table_that_the_image_lacks_leaves_it_open_who_reaches_a_frame() {
+    let (status, out, _) = run("reach {data}/min-legacy/reach.pages.zst --rtaddr 0x10000 0x8e3000");
+    assert_eq!(status, Status::Bad);
+    assert!(out.contains("NOT KNOWN: tables of unit 0") && !out.contains("no requester"), "{out}");
+}
+
+#[test]
+fn a_machine_is_captured_from_its_files_and_the_capture_answers_as_they_do() {
+    let folder = std::env::temp_dir().join(format!("holdover-capture-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str| folder.join(name).display().to_string();
+    let packed =
+        image::open(&common::folder("min-legacy").join("reach.pages.zst"), Options::default()).unwrap();
+    let content: Vec<(u64, Vec<u8>)> = packed
+        .runs()
+        .iter()
+        .map(|run| {
+            let mut out = vec![0; run.bytes as usize];
+            packed.read_bytes(spec::PhysAddr::new(run.start), &mut out).unwrap();
+            (run.start, out)
+        })
+        .collect();
+    let segments: Vec<_> = content.iter().map(|(at, bytes)| containers::load(*at, bytes)).collect();
+    std::fs::write(file("kcore"), containers::Elf::default().build(&segments)).unwrap();
+    // One unit, which is all there is: its structure, behind a header.
+    let mut dmar =
+        b"DMAR\x40\0\0\0\x01\0MAKER TABLE   \0\0\0\0TOOL\0\0\0\0\x26\x01\0\0\0\0\0\0\0\0\0\0".to_vec();
+    dmar.extend([0, 0, 16, 0, 1, 0, 0, 0]);
+    dmar.extend(0xfed9_0000_u64.to_le_bytes());
+    dmar[9] = dmar.iter().fold(0_u8, |sum, byte| sum.wrapping_sub(*byte));
+    std::fs::write(file("dmar"), &dmar).unwrap();
+    let line = format!(
+        "capture -o {} --memory {} --dmar {} --regset {{data}}/min-legacy/regset.txt",
+        file("out.pages"),
+        file("kcore"),
+        file("dmar")
+    );
+    let (status, said) = json(&format!("{line} --json"));
+    let bytes = std::fs::metadata(file("out.pages")).unwrap().len();
+    assert_eq!((status, said["pages"].as_u64().unwrap() * 4104 + 16), (Status::Good, bytes), "{said}");
+    assert_eq!(
+        (&said["schema"], &said["units"], &said["whole"], &said["output"]),
+        (
+            &Value::from("holdover.capture/1"),
+            &Value::from(1),
+            &Value::from(true),
+            &Value::from(file("out.pages"))
+        )
+    );
+    let show = |what: &str| run(&format!("inspect {what} --format debugfs --file dmar_translation_struct")).1;
+    assert_eq!(show(&file("out.pages")), show(LEGACY));
+    let (status, out, _) = run(&line);
+    assert!(status == Status::Good && out.starts_with("1 units, "), "{out}");
+    // What is not there is named, with what to do; nothing is written then.
+    std::fs::remove_file(file("out.pages")).unwrap();
+    for (from, to, reason) in [
+        ("dmar", "nothing", "no remapping hardware, or not root"),
+        ("kcore", "nothing", "No such file"),
+        ("kcore", "dmar", "for raw memory"),
+        ("dmar", "kcore", "signature"),
+    ] {
+        let line = line.replace(&file(from), &file(to));
+        let (status, out, err) = run(&line);
+        assert_eq!((status, out.as_str()), (Status::Failed, ""), "{line}: {err}");
+        assert!(err.contains(reason), "{line}: {err}");
+        assert!(!folder.join("out.pages").exists());
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn the_scratch_of_a_policy_is_where_no_preserved_run_may_reach() {
+    let folder = std::env::temp_dir().join(format!("holdover-scratch-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("policy.json");
+    let rule = |scratch: &str| {
+        std::fs::write(&path, format!(r#"{{ "scratch": {scratch} }}"#)).unwrap();
+        let (_, value) =
+            json(&format!("verify {{data}}/kho/kho.pages.zst --rtaddr 0 --json --policy {}", path.display()));
+        let lines = value["invariants"].as_array().unwrap().clone();
+        let line = lines.into_iter().find(|line| line["invariant"] == "I9").unwrap();
+        (line["checkable"].as_bool().unwrap(), line["violations"].as_u64().unwrap())
+    };
+    let (_, shown) = json("inspect {data}/kho/kho.pages.zst --json");
+    let first = &shown["handovers"][0]["preserved"][0];
+    let start = u64::from_str_radix(first["start"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
+    assert_eq!(rule("[]"), (false, 0), "none is named: nothing can be said");
+    assert_eq!(rule(&format!(r#"[{{ "start": "{start:#x}", "bytes": "0x1000" }}]"#)), (true, 1));
+    assert_eq!(rule(&format!(r#"[{{ "start": "{:#x}", "bytes": "0x1000" }}]"#, start - 0x1000)), (true, 0));
+    let everything = rule(r#"[{ "start": "0", "bytes": "0x100000000" }]"#);
+    assert!(everything.0 && everything.1 >= 29, "{everything:?}");
+    for slip in
+        [r#"[{ "start": "0x1000" }]"#, r#"[{ "start": "8g", "bytes": "0x1000" }]"#, r#"{ "start": "0" }"#]
+    {
+        std::fs::write(&path, format!(r#"{{ "scratch": {slip} }}"#)).unwrap();
+        let (status, _, err) =
+            run(&format!("verify {{data}}/kho/kho.pages.zst --rtaddr 0 --policy {}", path.display()));
+        assert!(status == Status::Failed && err.contains("policy.json"), "{slip}: {err}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn a_machine_without_a_dmar_table_says_what_that_may_mean() {
+    if std::fs::metadata("/sys/firmware/acpi/tables/DMAR").is_ok() {
+        return;
+    }
+    let (status, out, err) = run("dmar");
+    assert_eq!((status, out.as_str()), (Status::Failed, ""));
+    assert!(err.contains("no remapping hardware") && err.contains("name a file"), "{err}");
 }
 
 #[test]

@@ -189,8 +189,14 @@ impl ImageArgs {
             let split = argument.split_once('=').filter(|(base, _)| number(base).is_ok());
             let (base, path) =
                 split.map_or((Ok(USUAL_BASE), argument.as_str()), |(b, path)| (number(b), path));
-            let bytes = small_file(Path::new(path))?;
-            let found = registers::parse(&bytes, base?).map_err(|error| format!("{path}: {error}"))?;
+            let (bytes, base) = (small_file(Path::new(path))?, base?);
+            let found = registers::parse(&bytes, base).map_err(|error| format!("{path}: {error}"))?;
+            if let (Some(_), Some(other)) = (split, found.iter().find(|unit| unit.base != base)) {
+                return Err(format!(
+                    "{path}: it says itself that its unit lies at {:#x}, not at {base:#x}",
+                    other.base
+                ));
+            }
             for mut unit in found {
                 if units.iter().any(|known| known.base == unit.base) {
                     return Err(format!("{path}: registers of the unit at {:#x} twice", unit.base));

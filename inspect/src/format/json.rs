@@ -396,5 +396,7 @@ pub fn reach(frame: PhysAddr, roles: &[String], reach: &Reach) -> Value {
         "ways": ways,
         "ways_left_off": reach.left_off,
         "uncertain_domains": reach.uncertain,
+        "uncertain_units": reach.uncertain_units,
+        "units_off": reach.off,
     })
 }

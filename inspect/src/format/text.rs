@@ -542,8 +542,14 @@ pub fn reach(out: &mut dyn Write, frame: spec::PhysAddr, roles: &[String], reach
     if reach.left_off > 0 {
         writeln!(out, "  and {} more ways", reach.left_off)?;
     }
-    if reach.ways.is_empty() {
+    for unit in &reach.off {
+        writeln!(out, "  unit {unit} does not translate: everybody behind it reads and writes it")?;
+    }
+    if reach.ways.is_empty() && reach.off.is_empty() && reach.is_certain() {
         writeln!(out, "  no requester reaches it")?;
+    }
+    for unit in &reach.uncertain_units {
+        writeln!(out, "  NOT KNOWN: tables of unit {unit} are missing or damaged; there may be more ways")?;
     }
     for space in &reach.uncertain {
         writeln!(out, "  NOT KNOWN: parts of domain {space} are missing or damaged; there may be more ways")?;
