@@ -7,6 +7,7 @@
 
 mod linux;
 mod ours;
+mod outside;
 mod policy;
 mod show;
 

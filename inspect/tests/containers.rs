@@ -304,9 +304,10 @@ fn pages_of_a_page_file_come_in_any_order_and_no_two_may_contradict_each_other()
     assert!(last.bytes() >= PAGE as u64 - 1, "the last page of the address space");
 }
 
-/// A frame of blocks that each repeat one byte `length` times, with this window descriptor.
+/// A frame of blocks that each repeat one byte `length` times, with this window descriptor; it says how long it is.
 fn bomb(window: u8, blocks: u32, length: u32) -> Vec<u8> {
-    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, window];
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x80, window];
+    frame.extend((blocks * length).to_le_bytes());
     for block in 1..=blocks {
         let header = u32::from(block == blocks) | 1 << 1 | length << 3;
         frame.extend(&header.to_le_bytes()[..3]);
@@ -359,6 +360,11 @@ fn what_unpacks_to_too_much_is_refused_before_it_fills_memory() {
     // Of one frame of 8 TiB, which says so.
     let says = [&[0x28, 0xb5, 0x2f, 0xfd, 0xe0][..], &(8_u64 << 40).to_le_bytes(), &[1, 0, 0]].concat();
     assert!(limited(says).contains("too much memory"));
+    // What a frame says counts: one that holds less is damaged.
+    let mut lies = bomb(0x58, 1000, 100_000);
+    lies[6] ^= 1;
+    let lies = image::from_bytes(lies, Options { base: Some(0), ..Options::default() }).unwrap_err();
+    assert!(lies.to_string().contains("a frame says 100000001 bytes and holds 100000000"), "{lies}");
     // A gigabyte of nothing is little to keep, and is read.
     let much = bomb(0x58, 10_000, 100_000);
     let memory = image::from_bytes(much, Options { base: Some(0), ..Options::default() }).unwrap();

@@ -182,3 +182,32 @@ fn raw_memory_says_what_its_extract_says() {
     let (memory, extract) = model_of(&shared, "reach.pages.zst");
     assert_eq!(said(&raw, &model), said(&memory, &extract));
 }
+
+/// 300 leaves of which no two are adjacent; only 10 ranges are kept.
+#[test]
+fn a_target_outside_is_found_behind_the_ranges_that_are_kept() {
+    let mut pages = Pages::default();
+    pages.set(0x1000, 0x2001);
+    (0x2000..0x6000).step_by(0x1000).for_each(|at| pages.zero(at));
+    pages.set(0x2000 + 16 * 0x10, 0x3001);
+    pages.set(0x2000 + 16 * 0x10 + 8, 1 << 8 | 1);
+    for (table, next) in [(0x3000, 0x4003), (0x4000, 0x5003)] {
+        pages.set(table, next);
+    }
+    (0..300).for_each(|slot| pages.set(0x5000 + 8 * slot, (0x100_0000 + 0x2000 * slot) | 3));
+    pages.set(0x5000 + 8 * 299, 0x7777_7000 | 3);
+    let memory = pages.memory();
+    let mut unit = registers::Registers::unknown("dmar0".into(), USUAL_BASE);
+    for (name, value) in [("RTADDR", 0x1000), ("GSTS", 0x8000_0000)] {
+        unit.set(registers::named(name).unwrap(), value);
+    }
+    let limits = Limits { ranges: 10, ..Limits::default() };
+    let model = Model::build(&memory, vec![unit], Hardware::default(), FindKho::No, limits);
+    assert_eq!((model.spaces[0].ranges.len(), model.spaces[0].ranges_left_off), (10, 290));
+    let policy = br#"{ "targets": [{ "start": "0x1000000", "bytes": "0x1000000" }] }"#;
+    let report = verify(&memory, &model, Stage::Sealed, &Policy::parse(policy).unwrap()).unwrap();
+    assert_eq!(count(&report, Invariant::I3), 1, "{report:#?}");
+    let line = report.lines.iter().find(|line| line.invariant == Invariant::I3).unwrap();
+    assert_eq!(line.items, 300);
+    assert!(report.violations.iter().any(|found| found.at.get() == 0x7777_7000));
+}

@@ -276,10 +276,12 @@ pub fn domain_translation_struct(
             writeln!(out, "DMA Remapping is not enabled on {}", unit.registers.name)?;
             continue;
         }
-        let known = unit.requesters.iter().filter(|known| known.source == source);
-        let mut ways = known.flat_map(|known| known.attachments.iter().map(move |way| (known, way)));
-        let wanted = |way: &Attachment| way.pasid.map_or(0, |pasid| pasid.number) == pasid.unwrap_or(0);
-        let Some((requester, attachment)) = ways.find(|(_, way)| wanted(way)) else { continue };
+        // Both ascend: whoever shows every PASID shall not go through all of them for each.
+        let known = unit.requesters.binary_search_by_key(&source, |known| known.source);
+        let Some(requester) = known.ok().and_then(|known| unit.requesters.get(known)) else { continue };
+        let number = |way: &Attachment| way.pasid.map_or(0, |pasid| pasid.number);
+        let wanted = requester.attachments.binary_search_by_key(&pasid.unwrap_or(0), number);
+        let Some(attachment) = wanted.ok().and_then(|way| requester.attachments.get(way)) else { continue };
         let Some(top) = linux_top(requester, attachment) else { continue };
         write!(out, "Device {:04x}:{source} ", segment.0)?;
         if let Some(pasid) = attachment.pasid {

@@ -20,14 +20,14 @@ const FIRST: u64 = 6;
 /// Bytes that a frame may look back to, all of which the decoder keeps: as many as zstd itself takes without being asked.
 const WINDOW: u64 = 128 << 20;
 
-/// How far the frame that begins with `first` looks back (RFC 8878, 3.1.1.1.2); 0 when it says how long it is instead.
-fn window(first: &[u8]) -> u64 {
-    let [.., descriptor, window] = first else { return 0 };
+/// How far the frame that begins with `first` looks back (RFC 8878, 3.1.1.1.2); `None` when it does over all of its content.
+fn window(first: &[u8]) -> Option<u64> {
+    let [_, _, _, _, descriptor, window] = first else { return Some(0) };
     if descriptor & 1 << 5 != 0 {
-        return 0;
+        return None;
     }
     let base = 1 << (10 + (window >> 3));
-    base + base / 8 * u64::from(window & 7)
+    Some(base + base / 8 * u64::from(window & 7))
 }
 
 /// Whether a file that begins with `first` is packed with zstd.
@@ -120,8 +120,10 @@ impl<R: Read> Frames<R> {
                 return Ok(false);
             }
             let window = window(&first);
+            // A decoder that is used again takes memory for the whole window at once.
+            self.decoder = FrameDecoder::new();
             match self.decoder.reset(first.chain(&mut self.packed)) {
-                Ok(()) if window.max(self.decoder.content_size()) > self.most => {
+                Ok(()) if window.unwrap_or(self.decoder.content_size()) > self.most => {
                     return Err(io::Error::other("it wants too much memory: unpack it with zstd -d first"));
                 }
                 Ok(()) => {

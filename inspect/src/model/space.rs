@@ -1,7 +1,7 @@
 //! One page table, summed up.
 
 use super::Limits;
-use crate::tables::{self, Access, Budget, Fault, Hardware, MAX_LEVELS, Stage, Top, Visit};
+use crate::tables::{self, Access, Budget, Fault, Hardware, Leaf, MAX_LEVELS, Stage, Top, Visit};
 use audit::Image;
 use spec::PhysAddr;
 use std::ops::ControlFlow;
@@ -100,6 +100,25 @@ pub(crate) fn sum_up(
     space
 }
 
+/// Leaves as ranges; those of a nested table as what the second stage makes of them.
+fn pieces(image: &dyn Image, top: Top, leaf: &Leaf<'_>, f: &mut dyn FnMut(Range)) {
+    let (bytes, level) = (leaf.bytes(), leaf.level);
+    let Some((second, levels)) = top.through else {
+        return f(Range { iova: leaf.iova, target: leaf.target, bytes, access: leaf.access, level });
+    };
+    let mut done = 0;
+    while done < bytes {
+        let address = leaf.target.get().wrapping_add(done);
+        let piece = tables::look_up(image, second, levels, address);
+        let here = piece.map_or(spec::PAGE_SIZE, |(_, _, bytes)| bytes).min(bytes - done);
+        if let Some((target, access, _)) = piece {
+            let (iova, access) = (leaf.iova.wrapping_add(done), leaf.access.and(access));
+            f(Range { iova, target, bytes: here, access, level });
+        }
+        done += here;
+    }
+}
+
 impl Space {
     fn take(&mut self, image: &dyn Image, visit: &Visit<'_>, limits: Limits) {
         match *visit {
@@ -112,14 +131,7 @@ impl Space {
             Visit::Leaf(ref leaf) => {
                 self.leaves[usize::from(leaf.level)] += leaf.count;
                 self.mapped = self.mapped.saturating_add(leaf.bytes());
-                let range = Range {
-                    iova: leaf.iova,
-                    target: leaf.target,
-                    bytes: leaf.bytes(),
-                    access: leaf.access,
-                    level: leaf.level,
-                };
-                self.add(image, range, limits);
+                pieces(image, self.top, leaf, &mut |range| self.push(range, limits));
             }
             Visit::Problem { at, level, iova, fault } => {
                 if self.troubles.len() < limits.problems {
@@ -131,21 +143,19 @@ impl Space {
         }
     }
 
-    /// Adds a range; a nested one as what the second stage makes of it.
-    fn add(&mut self, image: &dyn Image, range: Range, limits: Limits) {
-        let Some((second, levels)) = self.top.through else { return self.push(range, limits) };
-        let mut done = 0;
-        while done < range.bytes {
-            let address = range.target.get().wrapping_add(done);
-            let piece = tables::look_up(image, second, levels, address);
-            let bytes = piece.map_or(spec::PAGE_SIZE, |(_, _, bytes)| bytes).min(range.bytes - done);
-            if let Some((target, access, _)) = piece {
-                let iova = range.iova.wrapping_add(done);
-                let access = range.access.and(access);
-                self.push(Range { iova, target, bytes, access, level: range.level }, limits);
-            }
-            done += bytes;
+    /// Passes on every range: those that were kept, or where some were not, all of them by another walk, where of two that
+    /// adjoin only leaves of one table are merged.
+    pub(crate) fn for_each_range(&self, image: &dyn Image, hardware: Hardware, f: &mut dyn FnMut(Range)) {
+        if self.ranges_left_off == 0 {
+            return self.ranges.iter().copied().for_each(f);
         }
+        let mut budget = Budget { tables: self.table_count(), ..Budget::default() };
+        let _ = tables::walk_merged(image, self.top, Some(hardware), &mut budget, &mut |visit| {
+            if let Visit::Leaf(ref leaf) = visit {
+                pieces(image, self.top, leaf, f);
+            }
+            ControlFlow::Continue(())
+        });
     }
 
     fn push(&mut self, range: Range, limits: Limits) {

@@ -4,17 +4,19 @@
 //! is preserved (I1), each present entry is a requester that would go on (I2) unless the policy preserves it, and each
 //! leaf is a place that it could still read or write (I3).
 
+use super::outside::{Fine, Outside, Stray};
 use super::{KEPT, Line, Policy, Report, Violation, way};
 use crate::format::text::size;
 use crate::image::Memory;
 use crate::kho::Preserved;
-use crate::model::{Attachment, Mode, Model, Range, Requester, Route, Unit};
+use crate::model::{Attachment, Mode, Model, Requester, Route, Unit};
 use crate::tables::{self, Budget, Visit};
 use crate::translate::Asker;
 use audit::Invariant;
-use spec::{Frame, PAGE_SIZE, PhysAddr};
-use std::collections::BTreeSet;
+use spec::{PAGE_SIZE, PhysAddr};
+use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
+use std::rc::Rc;
 
 /// Ranges that are listed for each requester; the rest is summed up.
 const LISTED: usize = 8;
@@ -25,6 +27,10 @@ struct Judge<'a> {
     policy: &'a Policy,
     /// All handovers' preserved frames.
     preserved: Vec<&'a Preserved>,
+    /// Them, and what the policy allows.
+    fine: Fine,
+    /// Page tables that were held against that, by their numbers.
+    outside: HashMap<usize, Rc<Outside>>,
     items: [u64; 10],
     counts: [u64; 10],
     violations: Vec<Violation>,
@@ -40,6 +46,8 @@ pub(super) fn verify(memory: &Memory, model: &Model, policy: &Policy) -> Report 
         memory,
         model,
         policy,
+        fine: Fine::new(policy, &preserved),
+        outside: HashMap::new(),
         preserved,
         items: [0; 10],
         counts: [0; 10],
@@ -100,6 +108,10 @@ impl Judge<'_> {
         if !matches!(unit.mode, Some(Mode::Legacy | Mode::Scalable)) {
             let mode = unit.mode.map_or_else(|| "not known".to_owned(), |mode| mode.to_string());
             self.found(Invariant::I10, base, format!("mode of {name} is {mode}"), Vec::new());
+        }
+        if unit.pasids_left_off {
+            let what = format!("{name} has more PASID entries than are read: nobody knows who goes on");
+            self.found(Invariant::I2, base, what, Vec::new());
         }
         for problem in &unit.problems {
             self.checked(Invariant::I1, 1);
@@ -261,14 +273,12 @@ impl Judge<'_> {
             Route::Space(number) => number,
         };
         let Some(space) = self.model.spaces.get(number) else { return };
-        let (mut readable, mut writable, mut listed) = (0_u64, 0_u64, 0);
-        for range in &space.ranges {
-            self.checked(Invariant::I3, 1);
-            let outside = self.outside(range);
-            let Some((first, bytes)) = outside else { continue };
-            readable += if range.access.read { bytes } else { 0 };
-            writable += if range.access.write { bytes } else { 0 };
-            listed += 1;
+        let judged = self.outside.entry(number);
+        let judged = judged.or_insert_with(|| Rc::new(self.fine.judge(self.memory, self.model, space)));
+        let outside = Rc::clone(judged);
+        self.checked(Invariant::I3, outside.ranges);
+        for (stray, listed) in outside.listed.iter().zip(1..) {
+            let Stray { range, first, bytes } = *stray;
             let verb = match range.access.letters() {
                 "rw" => "read and write",
                 "r-" => "read",
@@ -283,7 +293,10 @@ impl Judge<'_> {
             };
             self.found(Invariant::I3, PhysAddr::new(first), what, path);
         }
-        if readable + writable > 0 {
+        let unlisted = outside.strays - outside.listed.len() as u64;
+        self.counts[usize::from(Invariant::I3.number()) - 1] += unlisted;
+        let (readable, writable) = (outside.readable, outside.writable);
+        if outside.strays > 0 {
             let (read, write) = (size(readable), size(writable));
             outlook.push(format!(
                 "{who} could still write {write} and read {read} of memory that nobody preserved"
@@ -291,41 +304,6 @@ impl Judge<'_> {
         } else {
             outlook.push(format!("{who} could touch nothing that is not preserved"));
         }
-    }
-
-    /// The first byte of a range that is neither preserved nor a target that the policy allows, and how many there are.
-    fn outside(&self, range: &Range) -> Option<(u64, u64)> {
-        let start = range.target.get();
-        let last = start.saturating_add(range.bytes - 1);
-        // Runs of frames that are fine, cut to the range.
-        let mut fine: Vec<(u64, u64)> = self.policy.targets.clone();
-        for preserved in &self.preserved {
-            let from = preserved.extents.partition_point(|run| run.end() <= Frame::new(start / PAGE_SIZE));
-            let runs = preserved.extents[from..].iter().take_while(|run| run.start().get() <= last);
-            fine.extend(
-                runs.map(|run| (run.start().get(), run.start().get().saturating_add(run.bytes() - 1))),
-            );
-        }
-        fine.sort_unstable();
-        let (mut at, mut first, mut bytes) = (start, None, 0_u64);
-        for (from, to) in fine {
-            if to < at || from > last {
-                continue;
-            }
-            if from > at {
-                first.get_or_insert(at);
-                bytes += from - at;
-            }
-            match to.checked_add(1) {
-                Some(next) => at = at.max(next),
-                None => return first.map(|first| (first, bytes)),
-            }
-        }
-        if at <= last {
-            first.get_or_insert(at);
-            bytes += last - at + 1;
-        }
-        first.map(|first| (first, bytes))
     }
 
     /// I9.
