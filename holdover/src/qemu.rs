@@ -21,7 +21,7 @@ use child::{Child, Line};
 use scenario::event::Event;
 use scenario::story::{Mode, Mutant};
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -107,7 +107,39 @@ impl Qemu {
             };
             unit.push_str(&format!(",{name}=on"));
         }
+        if !settings.scenario.qemu_unit().is_empty() {
+            self.try_out(&unit)?;
+        }
         Ok(unit)
+    }
+
+    /// Starts a machine with this unit and ends it at once: some properties are there, and yet refused.
+    fn try_out(&self, unit: &str) -> anyhow::Result<()> {
+        let machine =
+            ["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-S", "-nodefaults", "-no-user-config"];
+        let rest = ["-display", "none", "-monitor", "stdio", "-device", unit];
+        let mut child = Command::new(&self.program)
+            .args(machine)
+            .args(rest)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {}", self.program.display()))?;
+        if let Some(mut monitor) = child.stdin.take() {
+            // A QEMU that has ended already does not listen.
+            let _ = monitor.write_all(b"quit\n");
+        }
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!(
+                "QEMU {} has no such remapping unit ({}): name a newer QEMU with --qemu (`cargo xtask qemu --version 10.0.2` \
+                 fetches one), or run with --machine builtin",
+                self.version,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(())
     }
 
     /// The properties that a kind of device has.

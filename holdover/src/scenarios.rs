@@ -267,6 +267,18 @@ pub const ALL: &[Scenario] = &[
         ..*DEMO
     },
     Scenario {
+        name: "x2apic",
+        about: "the processor is in x2APIC mode, and interrupt entries name it by 32 bits (ECAP.EIM)",
+        witness: "the count of interrupts, sent to a logical destination before the update and to an id after it",
+        options: &[("x2apic", "")],
+        qemu: OnQemu::Plays(&[&["eim"]], &[]),
+        change: |machine| {
+            machine.x2apic_id = Some(0x1_0203);
+            each_unit(machine, |unit| UnitConfig { ecap: unit.ecap.with_eim(true), ..unit });
+        },
+        ..*DEMO
+    },
+    Scenario {
         name: "registers-only",
         about: "invalidation by registers, as on hardware without a queue (ECAP.QI)",
         witness: "who was cut off, and that hardware forgot it",

@@ -121,6 +121,16 @@ fn an_interrupt_that_is_posted_in_the_gap_is_delivered_after_adoption() {
 }
 
 #[test]
+fn interrupts_for_a_processor_with_an_id_of_32_bits_are_counted_over_the_jump() {
+    let ran = run(&["--scenario", "x2apic", "--updates", "2"]);
+    ran.assert_clean();
+    let i = ran.report.interrupts;
+    assert_eq!((i.sent, i.delivered_in_gap, i.lost, i.misdirected), (16, 2, 0, 0));
+    let lost = run(&["--scenario", "x2apic", "--mutant", "interrupt-table-lost"]);
+    lost.assert_found(&[Kind::InterruptLost], &[Kind::PreservedFault]);
+}
+
+#[test]
 fn an_interrupt_entry_that_is_gone_while_the_kernel_leaves_is_an_interrupt_lost() {
     let ran = run(&["--mutant", "interrupt-table-lost"]);
     ran.assert_found(&[Kind::InterruptLost], &[Kind::PreservedFault]);

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::bootparam::{self, BootParameters, ParameterError};
+use crate::cmdline;
 use crate::frames::FrameAllocator;
 use crate::hardware::{Hardware, OwnTables};
 use crate::hw::exit::{Exit, exit};
@@ -118,6 +119,7 @@ fn prepare(kernel: &'static Kernel, entry: Entry) -> Result<Hardware, BootError>
     let tables = map_memory(kernel, &map)?;
     // SAFETY: the image has its rights, all RAM and the devices below 4 GiB are mapped.
     unsafe { cpu::load_page_tables(tables.root()) };
+    local_apic::choose_mode(cmdline::option(&boot.command_line, "x2apic").is_some());
     interrupts::mask_all();
     local_apic::install();
     let clock = Hpet::start()?;

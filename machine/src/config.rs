@@ -32,6 +32,8 @@ pub struct MachineConfig {
     pub residue: u64,
     /// What the capture stream brings.
     pub capture: Capture,
+    /// The processor's x2APIC id, where firmware left it in x2APIC mode; otherwise it is in xAPIC mode and has id 0.
+    pub x2apic_id: Option<u32>,
     /// Requesters beside the devices, on no list: they ask and ask.
     pub chatter: Vec<Habits>,
     /// Functions that can keep translations of their own; each then has PCI Express and ATS capabilities.
@@ -186,6 +188,7 @@ impl MachineConfig {
             reserved: Vec::new(),
             residue: RESIDUE,
             capture: Capture::default(),
+            x2apic_id: None,
             chatter: Vec::new(),
             ats: Vec::new(),
             more: Vec::new(),

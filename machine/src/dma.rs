@@ -69,9 +69,9 @@ impl Port<'_> {
             Some(unit) => unit.interrupt(source, message, self.fabric),
             None => Some(compatible(message)),
         };
-        // There is one processor, whose id is 0. What is for others is nobody's.
-        if let Some(interrupt) = interrupt.filter(|interrupt| interrupt.destination == 0) {
-            self.fabric.apic.raise(interrupt.vector);
+        // There is one processor. What is for others is nobody's.
+        if let Some(interrupt) = interrupt {
+            self.fabric.apic.offer(interrupt);
         }
     }
 

@@ -34,7 +34,7 @@ pub(crate) struct Fabric {
 impl Fabric {
     pub(crate) fn new(memory: Memory, dice: Dice, injector: Injector) -> Self {
         let (trace, device_tlbs, posted) = (Vec::new(), Vec::new(), VecDeque::new());
-        Self { now: 0, memory, dice, trace, injector, device_tlbs, apic: LocalApic::default(), posted }
+        Self { now: 0, memory, dice, trace, injector, device_tlbs, apic: LocalApic::new(None), posted }
     }
 
     /// A device's write sets out for physical memory. Writes land in the order in which they were sent.

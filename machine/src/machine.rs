@@ -118,6 +118,7 @@ impl Machine {
             slots,
             next_due: None,
         };
+        state.fabric.apic = LocalApic::new(config.x2apic_id);
         state.fabric.device_tlbs = config.ats.iter().map(|ats| DeviceTlb::new(*ats)).collect();
         state.look_ahead();
         Self { state: RefCell::new(state), map }

@@ -91,8 +91,12 @@ fn hole(hole: crate::memory::Hole) -> NoMemory {
 }
 
 impl LocalInterrupts for Kernel<'_> {
-    fn id(&self) -> u8 {
-        0
+    fn id(&self) -> u32 {
+        self.machine.with(|state| state.fabric.apic.id())
+    }
+
+    fn logical(&self) -> Option<u32> {
+        self.machine.with(|state| state.fabric.apic.logical())
     }
 
     fn take_pending(&self) {

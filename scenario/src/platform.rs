@@ -139,8 +139,13 @@ pub trait Platform {
 /// Interrupts are masked but for the moments in which [`LocalInterrupts::take_pending`] lets them in: what arrives in between
 /// waits, once for each vector, also while one kernel gives way to the next.
 pub trait LocalInterrupts {
-    /// The processor's id, as the destination of an interrupt; below 256.
-    fn id(&self) -> u8;
+    /// The processor's id, as the destination of an interrupt: an xAPIC id below 256, or an x2APIC id.
+    fn id(&self) -> u32;
+    /// The processor as a set in logical mode, where the controller is in x2APIC mode: then interrupt tables must be in
+    /// extended mode (VT-d 5.1.5). `None`, as here: it is in xAPIC mode.
+    fn logical(&self) -> Option<u32> {
+        None
+    }
     /// Lets every vector that waits interrupt the processor, then masks interrupts again.
     fn take_pending(&self);
     /// How often this kernel was interrupted with a vector.

@@ -113,12 +113,18 @@ fn entry(source: SourceId, vector: u64) -> RemappedEntry {
 fn a_request_becomes_the_interrupt_of_its_entry_in_either_mode() {
     let mut bench = Bench::xapic();
     bench.entry(3, entry(DISK, 0x41).raw());
-    assert_eq!(bench.ask(DISK, to(3)), Some(Interrupt { vector: 0x41, destination: 5 }));
+    assert_eq!(bench.ask(DISK, to(3)), Some(Interrupt { vector: 0x41, destination: 5, logical: false }));
     let with_subhandle = Message { address: to(1).address | 1 << 3, data: 2 };
-    assert_eq!(bench.ask(DISK, with_subhandle), Some(Interrupt { vector: 0x41, destination: 5 }));
+    assert_eq!(
+        bench.ask(DISK, with_subhandle),
+        Some(Interrupt { vector: 0x41, destination: 5, logical: false })
+    );
     let mut bench = Bench::new(rich(), true);
     bench.entry(3, entry(DISK, 0x41).with_dst(0x12_3456).raw());
-    assert_eq!(bench.ask(DISK, to(3)), Some(Interrupt { vector: 0x41, destination: 0x12_3456 }));
+    assert_eq!(
+        bench.ask(DISK, to(3)),
+        Some(Interrupt { vector: 0x41, destination: 0x12_3456, logical: false })
+    );
 }
 
 #[test]
@@ -215,7 +221,7 @@ fn compatibility_format_passes_where_remapping_is_off_or_lets_it_and_never_in_ex
             bench.command(Gcmd::ZERO.with_qie(true).with_ire(true).with_cfi(true));
         }
         let passed = bench.ask(DISK, message);
-        assert_eq!(passed, passes.then_some(Interrupt { vector: 0x33, destination: 5 }));
+        assert_eq!(passed, passes.then_some(Interrupt { vector: 0x33, destination: 5, logical: false }));
         bench.command(Gcmd::ZERO.with_qie(true));
         assert_eq!(bench.vector(DISK, message), Ok(0x33), "off: everything passes");
     }
@@ -243,7 +249,7 @@ fn a_posted_interrupt_sets_its_bit_and_notifies_once_until_that_is_taken_back() 
     let mut bench = Bench::xapic();
     bench.entry(3, posted(false));
     bench.put_descriptor(PostedDescriptor::ZERO.with_nv(0xf2).with_ndst(0x700));
-    assert_eq!(bench.ask(DISK, to(3)), Some(Interrupt { vector: 0xf2, destination: 7 }));
+    assert_eq!(bench.ask(DISK, to(3)), Some(Interrupt { vector: 0xf2, destination: 7, logical: false }));
     let after = bench.descriptor();
     assert_eq!((after.pir2(), after.on(), after.pir0(), after.nv()), (1 << 5, true, 0, 0xf2));
     assert_eq!(bench.ask(DISK, to(3)), None, "one notification is outstanding");

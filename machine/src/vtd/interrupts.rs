@@ -37,8 +37,10 @@ pub struct Message {
 pub struct Interrupt {
     /// Its vector.
     pub vector: u8,
-    /// The processor's id.
+    /// The processor's id, or a set of processors.
     pub destination: u32,
+    /// It is a set.
+    pub logical: bool,
 }
 
 /// Interrupt remapping of a unit.
@@ -151,7 +153,7 @@ impl Unit {
         }
         let extended = self.interrupts.table.eime();
         let destination = if extended { entry.dst() as u32 } else { entry.xapic_destination().into() };
-        Ok(Some(Interrupt { vector: entry.v() as u8, destination }))
+        Ok(Some(Interrupt { vector: entry.v() as u8, destination, logical: entry.dm() }))
     }
 
     /// An entry as hardware knows it: from the cache, or from memory as this unit's walks see it.
@@ -190,14 +192,15 @@ impl Unit {
         let extended = self.interrupts.table.eime();
         let ndst = descriptor.ndst() as u32;
         let destination = if extended { ndst } else { ndst >> 8 & 0xff };
-        Ok(notify.then_some(Interrupt { vector: descriptor.nv() as u8, destination }))
+        Ok(notify.then_some(Interrupt { vector: descriptor.nv() as u8, destination, logical: false }))
     }
 }
 
 /// A message that says itself which interrupt it is.
 pub(crate) fn compatible(message: Message) -> Interrupt {
     let vector = CompatibilityData::from_raw(message.data).vector() as u8;
-    Interrupt { vector, destination: CompatibilityAddress::from_raw(message.address).destid() }
+    let address = CompatibilityAddress::from_raw(message.address);
+    Interrupt { vector, destination: address.destid(), logical: address.dm() }
 }
 
 /// Whether an entry has bits or codes that are reserved (VT-d 9.10, 9.11).

@@ -7,6 +7,9 @@
 //!
 //! Where the unit posts interrupts (CAP.PI), the preserved device's are posted: to a descriptor that lies in preserved memory,
 //! beside the notes, with a notification that waits over the jump as a vector would.
+//!
+//! With the option `x2apic` the processor's controller is in x2APIC mode and the table in extended mode (ECAP.EIM). Entries then
+//! name the processor by 32 bits: odd vectors, and so the first kernel's, as a set in logical mode; even ones by its id.
 
 use super::devices::{Cast, Part, requester};
 use super::host::{Kernel, Machine};
@@ -51,13 +54,19 @@ pub(crate) struct Interrupts {
 
 impl Interrupts {
     /// The entry of the device at `source`.
-    fn entry(self, source: SourceId, id: u8) -> InterruptEntry {
-        let Self { vector, posted, .. } = self;
-        match posted {
-            Some(descriptor) => {
-                InterruptEntry::Posted { vector, descriptor, urgent: false, asker: Asker::Exactly(source) }
-            }
-            None => InterruptEntry::msi(source, vector, id.into()),
+    fn entry(self, source: SourceId, local: &dyn LocalInterrupts) -> InterruptEntry {
+        let (Self { vector, posted, .. }, asker) = (self, Asker::Exactly(source));
+        match (posted, local.logical().filter(|_| vector % 2 == 1)) {
+            (Some(descriptor), _) => InterruptEntry::Posted { vector, descriptor, urgent: false, asker },
+            (None, Some(destination)) => InterruptEntry::Remapped {
+                vector,
+                destination,
+                logical: true,
+                level: false,
+                delivery: 0,
+                asker,
+            },
+            (None, None) => InterruptEntry::msi(source, vector, local.id()),
         }
     }
 }
@@ -114,20 +123,26 @@ fn total(local: &dyn LocalInterrupts) -> u64 {
 }
 
 type TheUnit<'k, 'p, P> = VtdUnit<'k, Machine<'p, P>>;
+/// A unit, and the controller that it sends interrupts to.
+type Connection<'k, 'p, P> = (&'k TheUnit<'k, 'p, P>, &'k dyn LocalInterrupts);
 
 /// The unit that watches a function, with an interrupt table in use; `None` where there is none, or nobody to interrupt.
 fn unit_of<'k, 'p, P: Platform + ?Sized>(
     kernel: &Kernel<'k, 'p, P>,
     ctx: &mut MaySleep,
     source: SourceId,
-) -> Result<Option<&'k TheUnit<'k, 'p, P>>, Trouble> {
+) -> Result<Option<Connection<'k, 'p, P>>, Trouble> {
     let unit = kernel.iommu.unit_of(requester(source)).filter(|unit| unit.can_remap_interrupts());
-    let Some(unit) = unit.filter(|_| kernel.platform().interrupts().is_some()) else { return Ok(None) };
+    let (Some(unit), Some(local)) = (unit, kernel.platform().interrupts()) else { return Ok(None) };
+    let extended = local.logical().is_some();
+    if !extended && kernel.platform().option("x2apic").is_some() {
+        return Err(Trouble::new("remap interrupts", "the processor's controller is not in x2APIC mode"));
+    }
     if unit.interrupt_table_in_use().is_none() {
-        let on = unit.remap_interrupts(ctx, InterruptSetup::default());
+        let on = unit.remap_interrupts(ctx, InterruptSetup { extended, ..InterruptSetup::default() });
         on.map_err(Trouble::at("remap interrupts"))?;
     }
-    Ok(Some(unit))
+    Ok(Some((unit, local)))
 }
 
 /// Gives a function an entry and has it send the message that asks for it. The interrupt is posted to `descriptor`, if there
@@ -139,19 +154,21 @@ fn connect<P: Platform + ?Sized>(
     vector: u8,
     descriptor: Option<PhysAddr>,
 ) -> Result<Option<Interrupts>, Trouble> {
-    let Some(unit) = unit_of(kernel, ctx, source)? else { return Ok(None) };
+    let Some((unit, local)) = unit_of(kernel, ctx, source)? else { return Ok(None) };
     let platform = kernel.platform();
-    let id = platform.interrupts().map_or(0, LocalInterrupts::id);
     let index = unit.allocate_interrupts(0).map_err(Trouble::at("take an interrupt entry"))?;
     let carried = kernel.buses.0.carried_by(source);
     let interrupt = Interrupts { index, vector, posted: descriptor.filter(|_| unit.cap().pi()) };
     if let Some(at) = interrupt.posted {
-        let empty = PostedDescriptor::ZERO.with_nv(NOTIFICATION.into()).with_ndst(u64::from(id) << 8);
+        // In xAPIC mode the id is in the second byte of the field.
+        let shift = if local.logical().is_some() { 0 } else { 8 };
+        let to = u64::from(local.id()) << shift;
+        let empty = PostedDescriptor::ZERO.with_nv(NOTIFICATION.into()).with_ndst(to);
         for (n, word) in (0..).zip(empty.raw()) {
             platform.write64(at.plus(8 * n), word).map_err(Trouble::at("write a descriptor"))?;
         }
     }
-    let set = unit.set_interrupt(ctx, index, interrupt.entry(carried, id));
+    let set = unit.set_interrupt(ctx, index, interrupt.entry(carried, local));
     set.map_err(Trouble::at("set an interrupt entry"))?;
     let message = Message::to(index);
     let sends = pci::set_message(platform, source, message.address, message.data);
@@ -273,7 +290,7 @@ pub(crate) fn after<P: Platform + ?Sized>(
     let unit = scene.kernel.iommu.unit_of(who);
     let unit = unit.ok_or(Trouble::new("re-point an interrupt", "no unit watches the device"))?;
     let carried = scene.kernel.buses.0.carried_by(who.source);
-    let entry = again.entry(carried, local.id());
+    let entry = again.entry(carried, local);
     unit.set_interrupt(ctx, kept.index, entry).map_err(Trouble::at("re-point an interrupt"))?;
     scene.interrupts = Some(again);
     let mut delivered = 0;
