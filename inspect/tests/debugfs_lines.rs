@@ -243,14 +243,14 @@ fn posted_interrupts_follow_the_remapped_ones_of_all_units() {
     pages.set(TABLE + 32 + 8, 0x12 << 32 | 0x4_0210);
     let memory = pages.memory();
     let interrupts = ("IRTA", TABLE | 7);
-    let (remaps, posts) = (("ECAP", 8), ("CAP", 1 << 59));
+    let (remaps, posts) = (("ECAP", 8), ("CAP", 1 << 59 | 4 << 8));
     let on = ("GSTS", 0x8200_0000);
     let model = model(
         &memory,
         vec![
             unit("dmar1", &[interrupts, remaps, posts, on]),
             unit("dmar0", &[interrupts, remaps, posts]),
-            unit("dmar2", &[("ECAP", 0), ("CAP", 0), on]),
+            unit("dmar2", &[("ECAP", 0), ("CAP", 2 << 8), on]),
         ],
     );
     let head = " IR table address:100000\n";

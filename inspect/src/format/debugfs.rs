@@ -40,6 +40,11 @@ pub fn all(out: &mut dyn Write, memory: &Memory, model: &Model) -> Written {
     Ok(())
 }
 
+/// The units that Linux makes use of: those that translate with at least one depth of tables.
+fn units(model: &Model) -> impl Iterator<Item = &Unit> {
+    model.units.iter().filter(|unit| unit.registers.cap().is_none_or(|cap| cap.sagaw() != 0))
+}
+
 /// Whose page table is shown: a folder of its own in Linux.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Device {
@@ -55,7 +60,7 @@ pub struct Device {
 #[must_use]
 pub fn devices(model: &Model) -> BTreeSet<Device> {
     let mut found = BTreeSet::new();
-    for unit in &model.units {
+    for unit in units(model) {
         for requester in &unit.requesters {
             let (segment, source) = (unit.registers.segment, requester.source);
             found.insert(Device { segment, source, pasid: None });
@@ -75,7 +80,7 @@ pub fn domains_of(out: &mut dyn Write, memory: &Memory, model: &Model, source: S
     let mut shown = devices(model);
     shown.retain(|device| device.source == source);
     if shown.is_empty() {
-        let segments = model.units.iter().map(|unit| unit.registers.segment);
+        let segments = units(model).map(|unit| unit.registers.segment);
         shown.extend(segments.map(|segment| Device { segment, source, pasid: None }));
     }
     shown.into_iter().try_for_each(|device| domain_translation_struct(out, memory, model, device))
@@ -96,7 +101,7 @@ fn file(out: &mut dyn Write, model: &Model, name: &str) -> Written {
 /// # Errors
 /// When `out` cannot be written.
 pub fn dmar_translation_struct(out: &mut dyn Write, model: &Model) -> Written {
-    for unit in &model.units {
+    for unit in units(model) {
         let name = &unit.registers.name;
         if unit.translating == Some(false) {
             writeln!(out, "DMA Remapping is not enabled on {name}")?;
@@ -131,7 +136,7 @@ fn linux_looks_at(unit: &Unit, requester: &Requester) -> bool {
 /// # Errors
 /// When `out` cannot be written.
 pub fn iommu_regset(out: &mut dyn Write, model: &Model) -> Written {
-    for unit in &model.units {
+    for unit in units(model) {
         let registers = &unit.registers;
         writeln!(out, "IOMMU: {} Register Base Address: {:x}", registers.name, registers.base)?;
         writeln!(out, "Name\t\t\tOffset\t\tContents")?;
@@ -190,7 +195,7 @@ fn linux_registers(bits: u32) -> Vec<(String, u64)> {
 /// # Errors
 /// When `out` cannot be written.
 pub fn invalidation_queue(out: &mut dyn Write, model: &Model) -> Written {
-    for unit in &model.units {
+    for unit in units(model) {
         let Some(queue) = &unit.queue else { continue };
         writeln!(out, "Invalidation queue on IOMMU: {}", unit.registers.name)?;
         let (head, tail) = (queue.head.unwrap_or(0), queue.tail.unwrap_or(0));
@@ -215,7 +220,7 @@ pub fn invalidation_queue(out: &mut dyn Write, model: &Model) -> Written {
 /// # Errors
 /// When `out` cannot be written.
 pub fn ir_translation_struct(out: &mut dyn Write, model: &Model) -> Written {
-    for unit in &model.units {
+    for unit in units(model) {
         if unit.registers.ecap().is_some_and(|ecap| !ecap.ir()) {
             continue;
         }
@@ -235,7 +240,7 @@ pub fn ir_translation_struct(out: &mut dyn Write, model: &Model) -> Written {
         writeln!(out)?;
     }
     writeln!(out, "****\n")?;
-    for unit in &model.units {
+    for unit in units(model) {
         if !unit.registers.cap().is_some_and(|cap| cap.pi()) {
             continue;
         }
@@ -271,7 +276,7 @@ pub fn domain_translation_struct(
     device: Device,
 ) -> Written {
     let Device { segment, source, pasid } = device;
-    for unit in model.units.iter().filter(|unit| unit.registers.segment == segment) {
+    for unit in units(model).filter(|unit| unit.registers.segment == segment) {
         if unit.translating == Some(false) {
             writeln!(out, "DMA Remapping is not enabled on {}", unit.registers.name)?;
             continue;

@@ -119,11 +119,11 @@ fn unit_text(
             .collect();
         writeln!(
             out,
-            "  capabilities {:#x} {:#x}: requests of {} bits, {} levels, {} domain ids",
+            "  capabilities {:#x} {:#x}: requests of {} bits, {}, {} domain ids",
             cap.raw(),
             ecap.raw(),
             cap.mgaw() + 1,
-            levels.join(" or "),
+            if levels.is_empty() { "no translation".into() } else { levels.join(" or ") + " levels" },
             cap.domain_ids(),
         )?;
     }

@@ -113,9 +113,11 @@ pub(super) fn queue(memory: &Memory, registers: &Registers) -> Option<Queue> {
         return None;
     }
     let at = PhysAddr::new(iqa.iqa() << 12);
-    let wide = iqa.dw();
-    let width = if wide { 4 } else { 2 };
     let bytes = PAGE_SIZE << iqa.qs();
+    // QEMU 7.2 heeds IQA.DW but reads it as zero.
+    let wide = iqa.dw()
+        || registers.ecap().is_some_and(|ecap| ecap.smts()) && every_other_is_empty(memory, at, bytes);
+    let width = if wide { 4 } else { 2 };
     let shift = if wide { 5 } else { 4 };
     let mut found = Queue {
         at,
@@ -140,6 +142,21 @@ pub(super) fn queue(memory: &Memory, registers: &Registers) -> Option<Queue> {
         }));
     }
     Some(found)
+}
+
+/// Whether descriptors of 128 bits stand in every other place alone, as those of 256 bits do: their upper halves are mostly
+/// zero, and a unit stops at an empty descriptor.
+fn every_other_is_empty(memory: &Memory, at: PhysAddr, bytes: u64) -> bool {
+    let mut some = false;
+    for page in 0..bytes / PAGE_SIZE {
+        let Ok(words) = image::table(memory, at.plus(page * PAGE_SIZE)) else { break };
+        let halves = words.as_chunks::<4>().0;
+        if halves.iter().any(|four| four[2] != 0 || four[3] != 0) {
+            return false;
+        }
+        some |= halves.iter().any(|four| four[0] != 0);
+    }
+    some
 }
 
 /// What a descriptor is for, in words.
