@@ -4,7 +4,8 @@
 //! block's size. Five levels of pointers (9 bits each) lead to bitmaps of 32768 keys. [`PreservedMap::extents`] lists all
 //! runs; [`PreservedMap::first_gap`] asks of a range whether every frame of it is preserved.
 //!
-//! The tree may lead in circles or name one node twice. Depth is fixed; the number of steps is bounded by [`MAX_STEPS`].
+//! The tree may lead in circles or name one node twice. A node on the way to itself is refused; for everything else depth is
+//! fixed, and the number of steps is bounded by [`MAX_STEPS`].
 
 use crate::error::Unreadable;
 use crate::image::{self, Image};
@@ -257,6 +258,8 @@ impl<'i, I: Image + ?Sized> Walker<'i, I> {
         'descend: while key < end {
             self.step()?;
             let mut node = self.root;
+            // Every node on the way, the root at first.
+            let mut way = [self.root; LEVELS as usize];
             for level in (1..=LEVELS).rev() {
                 let shift = LEAF_BITS.saturating_add(NODE_BITS.saturating_mul(level.saturating_sub(1)));
                 let index = key >> shift & (NODE_ENTRIES - 1);
@@ -269,6 +272,13 @@ impl<'i, I: Image + ?Sized> Walker<'i, I> {
                     key = (key >> above).saturating_add(1) << above;
                     continue 'descend;
                 };
+                if way.contains(&child) {
+                    let at = node.plus(found.saturating_mul(8));
+                    return Err(Unreadable::Map { at, value: child.get() });
+                }
+                if let Some(place) = way.get_mut(level.saturating_sub(1) as usize) {
+                    *place = child;
+                }
                 if found != index {
                     key = key >> above << above | found << shift;
                 }
