@@ -9,7 +9,7 @@ use iommu::queue_errors::QueueErrors;
 use iommu::registers::{Patience, Registers};
 use iommu::{Hal, QueueError};
 use liveupdate::host::{MaySleep, NoMemory, TableMemory};
-use spec::invalidation::{IotlbInvalidate, granularity, kind};
+use spec::invalidation::{DeviceTlbInvalidate, IotlbInvalidate, granularity, kind};
 use spec::regs::{Iqa, offset};
 use spec::{Extent, Frame, PhysAddr, Segment, UnitId};
 use std::cell::{Cell, RefCell};
@@ -141,4 +141,25 @@ fn qemus_queue_that_a_predecessor_left_stuck_is_drained_and_switched_off() {
     assert!(errors.len() == 3 && errors.iter().all(refused), "{errors:?}");
     queue.start(&registers).unwrap();
     queue.submit(&registers, "the new queue", &[global()]).unwrap();
+}
+
+#[test]
+fn qemu_answers_device_tlb_invalidations_and_refuses_what_is_reserved_in_them() {
+    let host = Host::start(Mode::Legacy48);
+    let registers = host.registers();
+    assert!(!registers.ecap().dit());
+    let queue = Queue::new(host.frames());
+    queue.start(&registers).unwrap();
+    let ask = DeviceTlbInvalidate::ZERO.with_kind(kind::DEVICE_TLB).with_sid(0x18).with_mip(31);
+    let one = ask.with_addr(0x1_2345);
+    let all = ask.with_s(true).with_addr(u64::MAX >> 13);
+    queue.submit(&registers, "device-TLBs", &[one.raw(), all.raw(), global()]).unwrap();
+    assert!(errors(queue.errors()).is_empty());
+    // A physical function means nothing without ECAP.DIT.
+    let wrong = one.with_pfsid_low(1).raw();
+    let done = queue.offer(&registers, "device-TLBs", &[wrong, all.raw()]).unwrap();
+    let errors = errors(queue.errors());
+    let named =
+        matches!(errors[..], [QueueError::Refused { unit: UNIT, descriptor, .. }] if descriptor == wrong);
+    assert!(!done && named, "{errors:?}");
 }
