@@ -267,3 +267,26 @@ fn posted_interrupts_follow_the_remapped_ones_of_all_units() {
     );
     assert_eq!(written(|out| debugfs::ir_translation_struct(out, &model)), expected);
 }
+
+#[test]
+fn a_queue_whose_width_cannot_be_read_is_judged_by_what_lies_in_it() {
+    const QUEUE: u64 = 0x2_0000;
+    // QS 0: one page. IQA.DW reads zero; a wait descriptor follows an invalidation 16 or 32 bytes behind it.
+    for (behind, smts, wide) in [(16, 1 << 43, false), (32, 1 << 43, true), (32, 0, false)] {
+        let mut pages = Pages::default();
+        pages.set(QUEUE, 0x14);
+        pages.set(QUEUE + behind, 0x25);
+        pages.set(QUEUE + behind + 8, 0x14_f584);
+        let registers = [("IQA", QUEUE), ("ECAP", smts), ("CAP", 4 << 8), ("IQH", 64), ("IQT", 64)];
+        let model = model(&pages.memory(), vec![unit("dmar0", &registers)]);
+        let text = written(|out| debugfs::invalidation_queue(out, &model));
+        let (place, index, zeros) = match wide {
+            true => (2, 1, "\t0000000000000000\t0000000000000000"),
+            false => (4, behind / 16, ""),
+        };
+        let head = format!(" Base: 0x20000\tHead: {place}\tTail: {place}\n");
+        assert!(text.contains(&head), "{behind}, {smts:#x}: {text}");
+        let line = format!("\n{index:5}\t0000000000000025\t000000000014f584{zeros}\t0000000000000000\n");
+        assert!(text.contains(&line), "{behind}, {smts:#x}: {text}");
+    }
+}
