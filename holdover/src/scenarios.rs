@@ -104,6 +104,7 @@ pub const ALL: &[Scenario] = &[
         name: "bridge",
         about: "devices behind bridges of every kind, two levels deep; one appears late, on a bus without a context table",
         witness: "the transfer of a device whose requests carry a bridge's id; blocked attempts under such ids",
+        mutants: &[Mutant::ForgottenAlias],
         options: &[("cast", "00:03.0/kept,04:01.0/kept,00:04.0/cut,02:02.0/cut,01:03.0/late")],
         qemu: OnQemu::Plays(
             &[],
@@ -139,6 +140,7 @@ pub const ALL: &[Scenario] = &[
         name: "phantom",
         about: "functions whose requests carry the ids of phantom functions by turns",
         witness: "transfers of which every 256 bytes come under another id",
+        mutants: &[Mutant::ForgottenAlias],
         options: &[("cast", "00:08.0/kept,00:03.0/kept,00:09.0/cut,00:04.0/cut")],
         qemu: OnQemu::Lacks("QEMU's devices have no phantom functions"),
         change: |machine| {
@@ -305,7 +307,7 @@ pub const ALL: &[Scenario] = &[
         about: "two guests' own first-stage tables nested in the host's second stage; a third one's PASID is not preserved",
         witness: "numbers streamed through both stages, and through a page that the host gives each guest after adoption",
         modes: SCALABLE,
-        mutants: &[],
+        mutants: &[Mutant::GuestRemaps],
         options: &[("streams", "own,300:nested,301:nested,302:nested/cut")],
         qemu: NO_PASIDS,
         change: |machine| {

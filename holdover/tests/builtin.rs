@@ -301,6 +301,28 @@ fn guests_tables_stay_nested_in_the_hosts_which_maps_more_after_every_update() {
 }
 
 #[test]
+fn a_guest_that_changes_its_tables_after_the_seal_is_blocked_alone() {
+    let ran = play("nested", Mode::SecondStage, &["--mutant", "guest-remaps"]);
+    ran.assert_found(
+        &[Kind::AuditViolation, Kind::DomainBlocked, Kind::TransferLost, Kind::PreservedFault],
+        &[Kind::FaultUnreported],
+    );
+    let broken: Vec<_> = ran.report.streams.iter().filter(|s| s.lost > 0).map(|s| s.pasid).collect();
+    assert_eq!(broken, [Some(300)], "the other guest and its host go on");
+}
+
+#[test]
+fn a_device_whose_aliases_were_forgotten_is_a_transfer_lost() {
+    for name in ["bridge", "phantom"] {
+        for mode in Mode::ALL {
+            let ran = play(name, mode, &["--mutant", "forgotten-alias"]);
+            // Behind the bridge nothing came through since the devices were seen working.
+            ran.assert_found(&[Kind::TransferLost, Kind::PreservedFault], &[Kind::RecordIncomplete]);
+        }
+    }
+}
+
+#[test]
 fn tables_of_five_levels_are_walked_to_the_end_by_both_kernels() {
     for mode in Mode::ALL {
         let ran = play("five-level", mode, &[]);

@@ -60,7 +60,7 @@ pub(crate) struct Attached {
 }
 
 /// What one PASID leads to, and the domain id in its entry.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PasidUse {
     pub(crate) what: Attachment,
     pub(crate) id: DomainId,

@@ -116,11 +116,17 @@ impl Books {
         pasids: &BTreeMap<u32, PasidUse>,
     ) -> Result<(), AttachError> {
         let mut claimed: Vec<(DomainId, bool)> = Vec::new();
+        let mut nested: Vec<PasidUse> = Vec::new();
         for (&pasid, used) in pasids {
             let shared = self.shared(requester, at, pasid).is_some_and(|other| other.what == used.what);
             if shared || !matches!(used.what, Attachment::Nested { .. }) {
                 continue;
             }
+            // One id for the same tables, whoever nests them.
+            if self.nested(unit).any(|other| other == used) || nested.contains(used) {
+                continue;
+            }
+            nested.push(*used);
             let reserved = self.ids[unit].owner(used.id).is_some();
             if self.ids[unit].claim(used.id, Owner::Attachment) {
                 claimed.push((used.id, reserved));

@@ -84,9 +84,23 @@ impl Books {
                 }
                 Owner::Domain(domain)
             }
-            _ => Owner::Attachment,
+            Attachment::Nested { .. } => {
+                // The same tables under two ids would be two domains, and a handover knows each domain by one id.
+                if let Some(used) = self.nested(unit).find(|used| used.what == what) {
+                    return Ok((used.id, false));
+                }
+                Owner::Attachment
+            }
+            Attachment::PassThrough => Owner::Attachment,
         };
         Ok((self.ids[unit].allocate_for(owner).ok_or(DomainError::NoDomainId(id))?, true))
+    }
+
+    /// What guests' tables are nested on a unit for, and under which ids.
+    pub(crate) fn nested(&self, unit: usize) -> impl Iterator<Item = &PasidUse> {
+        let on_unit = self.requesters.values().filter(move |attached| attached.unit == unit);
+        let used = on_unit.flat_map(|attached| attached.pasids.values());
+        used.filter(|used| matches!(used.what, Attachment::Nested { .. }))
     }
 
     /// A PASID entry that is about to go.
@@ -107,7 +121,9 @@ impl Books {
     /// came with it.
     pub(crate) fn let_go(&mut self, unit: usize, used: PasidUse) {
         let Attachment::Domain(handle) = used.what else {
-            self.ids[unit].release(used.id);
+            if !self.nested(unit).any(|other| *other == used) {
+                self.ids[unit].release(used.id);
+            }
             return;
         };
         let direct = |a: &Attached| a.pasids.values().any(|used| used.what == Attachment::Domain(handle));

@@ -65,11 +65,13 @@ fn ats(answers: Option<u64>) -> Ats {
 }
 
 /// Where requests of preserved requesters end up, by what: `None` when refused.
-fn reach(machine: &Machine) -> [Option<u64>; 4] {
+fn reach(machine: &Machine) -> [Option<u64>; 5] {
     [
         machine.request(NIC, IOVA + 8, true),
         machine.request_as(NIC, 5, IOVA + 0x1008, true),
         machine.request_as(NIC, 4070, PROCESS_IOVA + 16, true),
+        // The same guest's tables once more.
+        machine.request_as(NIC, 4071, PROCESS_IOVA + 24, true),
         machine.request(GPU, IOVA + 0x10, true),
     ]
 }
@@ -108,12 +110,12 @@ fn of<'a>(
 }
 
 /// The outgoing kernel's life: where the handover lies, and where requests ended up before.
-fn outgoing(machine: &Machine, mode: Mode) -> (PhysAddr, [Option<u64>; 4]) {
+fn outgoing(machine: &Machine, mode: Mode) -> (PhysAddr, [Option<u64>; 5]) {
     outgoing_with(machine, mode, &[])
 }
 
 /// The same, with PASIDs of the NIC that are detached before the update.
-fn outgoing_with(machine: &Machine, mode: Mode, detached: &[u32]) -> (PhysAddr, [Option<u64>; 4]) {
+fn outgoing_with(machine: &Machine, mode: Mode, detached: &[u32]) -> (PhysAddr, [Option<u64>; 5]) {
     let host = Host::boot(machine, MEMORY);
     let mut ctx = MaySleep::at_thread_start();
     let iommu = Iommu::probe(&host, &mut ctx, setup(mode)).unwrap();
@@ -132,7 +134,9 @@ fn outgoing_with(machine: &Machine, mode: Mode, detached: &[u32]) -> (PhysAddr, 
     let tables = guest_tables(&host, guest_memory, 8, 3);
     iommu.attach(&mut ctx, requester(NIC), &[], guest).unwrap();
     iommu.attach_pasid(&mut ctx, requester(NIC), &[], 5, shared).unwrap();
-    iommu.attach_nested(&mut ctx, requester(NIC), &[], 4070, tables, guest).unwrap();
+    for pasid in [4070, 4071] {
+        iommu.attach_nested(&mut ctx, requester(NIC), &[], pasid, tables, guest).unwrap();
+    }
     for pasid in [9, 2000] {
         iommu.attach_pasid(&mut ctx, requester(NIC), &[], pasid, other).unwrap();
     }
@@ -166,6 +170,7 @@ fn outgoing_with(machine: &Machine, mode: Mode, detached: &[u32]) -> (PhysAddr, 
     update.preserve_requester(&mut ctx, NIC_TOKEN, requester(NIC)).unwrap();
     update.preserve_pasid(&mut ctx, NIC_TOKEN, 5).unwrap();
     update.preserve_pasid(&mut ctx, NIC_TOKEN, 4070).unwrap();
+    update.preserve_pasid(&mut ctx, NIC_TOKEN, 4071).unwrap();
     update.preserve_requester(&mut ctx, GPU_TOKEN, requester(GPU)).unwrap();
     let input = FreezeInput {
         release: "a",
@@ -247,8 +252,8 @@ fn every_pasid_that_was_preserved_goes_on_through_a_whole_update_and_no_other() 
         // The driver's own again: it detaches what it took over, and what is left goes on.
         iommu.detach_pasid(&mut ctx, requester(NIC), 4070).unwrap();
         iommu.detach_pasid(&mut ctx, requester(NIC), 5).unwrap();
-        let [guest, .., gpu] = before;
-        assert_eq!(reach(&machine), [guest, None, None, gpu]);
+        let [guest, .., process, gpu] = before;
+        assert_eq!(reach(&machine), [guest, None, None, process, gpu]);
         iommu.attach_pasid(&mut ctx, requester(NIC), &[], 7, handles[&SHARED]).unwrap();
         assert_eq!(machine.request_as(NIC, 7, IOVA + 0x1008, true), before[1]);
         let misuse = machine.trace().into_iter().find(|line| matches!(line, TraceLine::Misuse { .. }));
@@ -275,12 +280,12 @@ fn a_device_forgets_its_pasids_that_go_by_detaching_and_by_the_cut_off_and_keeps
 
 #[test]
 fn a_device_that_does_not_forget_a_pasid_is_cut_off_and_nobody_waits_for_it() {
-    // It is asked for each of its five PASIDs when ATS is switched on, and never answers again.
-    let machine = machine_with(7, Some(ats(Some(5))));
+    // It is asked for each of its six PASIDs when ATS is switched on, and never answers again.
+    let machine = machine_with(7, Some(ats(Some(6))));
     let start = machine.now();
     let (fdt, before) = outgoing(&machine, Mode::SecondStage);
     assert!(machine.now() - start < 1_000_000_000);
-    assert_eq!((reach(&machine), strangers(&machine)), ([None, None, None, before[3]], [None; 3]));
+    assert_eq!((reach(&machine), strangers(&machine)), ([None, None, None, None, before[4]], [None; 3]));
     assert!(!machine.device_pages_of(NIC, 9).is_empty(), "it has forgotten nothing, and its entry blocks it");
 
     let host = Host::boot_in(&machine, MEMORY, 1);
@@ -302,5 +307,5 @@ fn a_device_that_does_not_forget_a_pasid_is_cut_off_and_nobody_waits_for_it() {
     assert!(incoming.retrieve_requester(NIC_TOKEN).is_err());
     incoming.retrieve_requester(GPU_TOKEN).unwrap();
     incoming.finish(&mut ctx, &mut |_| ());
-    assert_eq!(reach(&machine), [None, None, None, before[3]], "the other one goes on");
+    assert_eq!(reach(&machine), [None, None, None, None, before[4]], "the other one goes on");
 }

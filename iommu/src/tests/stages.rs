@@ -109,6 +109,31 @@ fn nested_tables_are_walked_through_the_second_stage_and_forgotten_when_either_c
 }
 
 #[test]
+fn the_same_guest_tables_have_one_id_for_every_pasid_until_the_last_is_detached() {
+    let (fake, mut ctx) = (rich_fake(), MaySleep::at_thread_start());
+    let iommu = running_as(&fake, &mut ctx, SCALABLE);
+    let parent = domain(&iommu, &mut ctx, 1);
+    guest_tables(&fake, &mut ctx, &iommu, parent, 0x2000);
+    let (a, b) = (requester(0, 2, 0), requester(0, 3, 0));
+    let guest = |top| GuestTables { top: Iova::new(top), levels: 4 };
+    let did = |who: spec::Requester, pasid| entry(&fake, context(&iommu, who.source), pasid).1.did();
+    for (who, pasid, top) in [(a, 8, 0x1_0000), (a, 9, 0x1_0000), (b, 8, 0x1_0000), (b, 9, 0x1_1000)] {
+        iommu.attach_nested(&mut ctx, who, &[], pasid, guest(top), parent).expect("attach");
+    }
+    let id = did(a, 8);
+    assert_eq!((did(a, 9), did(b, 8)), (id, id));
+    assert_ne!(did(b, 9), id, "other tables, another id");
+    iommu.detach_pasid(&mut ctx, a, 8).expect("detach");
+    iommu.detach(&mut ctx, b).expect("detach");
+    assert_eq!(fake.dma_with(a.source, Some(9), 0x123, true), Ok(BASE + 0x2123), "its tables are in use");
+    iommu.attach_nested(&mut ctx, b, &[], 9, guest(0x1_1000), parent).expect("attach");
+    assert_ne!(did(b, 9), id, "and so is their id");
+    iommu.detach(&mut ctx, a).expect("detach");
+    iommu.attach_nested(&mut ctx, a, &[], 7, guest(0x1_2000), parent).expect("attach");
+    assert_eq!(did(a, 7), id, "it is free again");
+}
+
+#[test]
 fn nested_tables_that_cannot_be_are_refused() {
     let (fake, mut ctx) = (rich_fake(), MaySleep::at_thread_start());
     let iommu = running_as(&fake, &mut ctx, SCALABLE);

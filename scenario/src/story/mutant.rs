@@ -35,11 +35,15 @@ pub enum Mutant {
     StalePasid,
     /// After the seal, the streaming device's entry says that its tables have four levels.
     FourLevels,
+    /// After the seal, a guest changes the tables that its device's requests go through.
+    GuestRemaps,
+    /// Requesters are preserved under their own ids alone, without their aliases.
+    ForgottenAlias,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::TranslationOff,
         Self::NoCutOff,
         Self::PoisonedPage,
@@ -52,6 +56,8 @@ impl Mutant {
         Self::ForgottenPasid,
         Self::StalePasid,
         Self::FourLevels,
+        Self::GuestRemaps,
+        Self::ForgottenAlias,
     ];
 
     /// Its name on command lines.
@@ -70,6 +76,8 @@ impl Mutant {
             Self::ForgottenPasid => "forgotten-pasid",
             Self::StalePasid => "stale-pasid",
             Self::FourLevels => "four-levels",
+            Self::GuestRemaps => "guest-remaps",
+            Self::ForgottenAlias => "forgotten-alias",
         }
     }
 
@@ -102,5 +110,5 @@ const _: () = {
         assert!(Mutant::ALL[i] as usize == i);
         i += 1;
     }
-    assert!(Mutant::FourLevels as usize + 1 == Mutant::ALL.len());
+    assert!(Mutant::ForgottenAlias as usize + 1 == Mutant::ALL.len());
 };

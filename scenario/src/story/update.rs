@@ -290,8 +290,10 @@ fn leave<'k, 'p, P: Platform + ?Sized>(
     if mutant == Some(Mutant::LateStrayLeaf) {
         bend_leaf(&scene)?;
     }
-    if let (Some(Mutant::FourLevels), Some(streams)) = (mutant, &scene.streams) {
-        streams.lose_a_level(scene.kernel)?;
+    match (mutant, &scene.streams) {
+        (Some(Mutant::FourLevels), Some(streams)) => streams.lose_a_level(scene.kernel)?,
+        (Some(Mutant::GuestRemaps), Some(streams)) => streams.remap_a_guest(scene.kernel)?,
+        _ => {}
     }
     start_transfers(&mut scene)?;
     // What is dropped past the point of no return would give memory back: it stays where it is.

@@ -207,6 +207,13 @@ impl<'p, P: Platform + ?Sized> Streams<'p, P> {
         Ok(())
     }
 
+    /// The first guest changes its tables, which it must not between the seal and adoption: [`Mutant::GuestRemaps`].
+    pub(crate) fn remap_a_guest(&self, kernel: &Kernel<'_, 'p, P>) -> Result<(), Trouble> {
+        let nested = |index: &usize| self.list[*index].word.through == Through::Nested;
+        let Some(index) = self.with(true).find(nested) else { return Ok(()) };
+        guest::map(kernel, self.page(index, 0), self.levels(), self.iova(index), BLOCK - 1)
+    }
+
     /// Gives a guest one more page, and has the device stream through it: whether a lap of that came through whole. `None` when
     /// it has no tables any more.
     fn grow(
