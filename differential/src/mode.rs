@@ -26,8 +26,8 @@ impl Mode {
         }
     }
 
-    /// Whether it is compared with QEMU of this major version. 7.2 has no first stage; 11.1.3 goes on using PASID entries
-    /// that were changed, longer than the simulated unit, which is not understood yet.
+    /// Whether it is compared with QEMU of this major version. 7.2 has no first stage; 11.1.3 looks into its IOTLB before it
+    /// looks at PASID entries, which the simulated unit does not, and that does not explain all of the differences.
     #[must_use]
     pub fn is_in(self, qemu_major: u32) -> bool {
         match self {
