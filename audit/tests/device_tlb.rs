@@ -8,7 +8,7 @@ use world::{CONTEXT_0, World};
 use zerocopy::IntoBytes;
 
 fn record(requester: u32, queue_depth: u8) -> DeviceTlb {
-    DeviceTlb { requester, physical_function: 0x10, queue_depth, reserved0: 0, reserved1: 0 }
+    DeviceTlb { requester, physical_function: 0x10, queue_depth, page_requests: 0, reserved: 0 }
 }
 
 /// A sound world in which the first requester may keep translations, with these records.

@@ -100,6 +100,8 @@ fn entry(line: &TraceLine) -> Option<Entry> {
             Entry::Untranslated { who: Requester::new(segment, source), address }
         }
         TraceLine::TranslationEnabled { unit, on, .. } => Entry::Enable { unit, on },
+        TraceLine::PageAsked { .. } => Entry::PageAsked,
+        TraceLine::PageAnswered { success, open, .. } => Entry::PageAnswered { success, open },
         TraceLine::RootSet { table, .. } => Entry::Root(table),
         TraceLine::Misuse { rule, .. } | TraceLine::DeviceMisuse { what: rule, .. } => Entry::Misuse(rule),
         TraceLine::Mark { mark, .. } => Entry::Mark(mark),

@@ -36,6 +36,9 @@ pub fn page(judgement: &Judgement, recording: &[Frame]) -> String {
                     (requesters(report))
                     (faults(report))
                     section { h2 { "Interrupts" } p { (table::interrupts(report)) "." } }
+                    @if report.page_requests.raised > 0 {
+                        section { h2 { "Page requests" } p { (table::page_requests(&report.page_requests)) "." } }
+                    }
                     (audits(report))
                     (evidence(report))
                 }

@@ -43,6 +43,7 @@ pub fn judge(asked: &Asked, record: &Record, tune: &Tune) -> Judgement {
         witness: Default::default(),
         faults: Default::default(),
         interrupts: Default::default(),
+        page_requests: Default::default(),
         translation_enabled_throughout: false,
         audit: Default::default(),
         timeline: Vec::new(),

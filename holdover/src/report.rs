@@ -45,6 +45,9 @@ pub struct Report {
     /// Interrupts of devices whose entries were in place, counted by the kernels.
     #[serde(default)]
     pub interrupts: Interrupts,
+    /// Page requests of devices, counted by the machine's trace.
+    #[serde(default)]
+    pub page_requests: PageRequests,
     /// Judged from the machine's own trace: translation was on from the first exercise of the devices to the end.
     pub translation_enabled_throughout: bool,
     /// Both audits, over all updates of the run.
@@ -237,6 +240,21 @@ pub struct Interrupts {
     pub lost: u64,
     /// Delivered by a vector that nobody asked for, or of a device that was cut off.
     pub misdirected: u64,
+}
+
+/// Groups of page requests (PRI). All zero where no device asks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRequests {
+    /// Raised by devices.
+    pub raised: u64,
+    /// Answered before the first jump, with the page there.
+    pub answered_before: u64,
+    /// The same after it.
+    pub answered_after: u64,
+    /// Never answered, or by hardware because nobody was there to answer.
+    pub lost: u64,
+    /// Answers to requests that were answered already, or never raised.
+    pub answered_twice: u64,
 }
 
 /// Both audits.
@@ -488,6 +506,10 @@ pub enum Kind {
     InterruptLost,
     /// An interrupt was delivered that nobody should have had.
     InterruptMisdirected,
+    /// A page request was never answered, or by nobody who knows the page; or none was raised after adoption.
+    PageRequestLost,
+    /// A page request was answered twice.
+    PageRequestTwice,
     /// An audit found a violation.
     AuditViolation,
     /// An audit did not take place.
@@ -504,7 +526,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, the gravest first.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::Refused,
         Self::Failed,
         Self::TranslationOff,
@@ -524,6 +546,8 @@ impl Kind {
         Self::ContentChanged,
         Self::InterruptLost,
         Self::InterruptMisdirected,
+        Self::PageRequestLost,
+        Self::PageRequestTwice,
         Self::AuditViolation,
         Self::AuditMissing,
         Self::DomainBlocked,
@@ -555,6 +579,8 @@ impl Kind {
             Self::ContentChanged => "content-changed",
             Self::InterruptLost => "interrupt-lost",
             Self::InterruptMisdirected => "interrupt-misdirected",
+            Self::PageRequestLost => "page-request-lost",
+            Self::PageRequestTwice => "page-request-twice",
             Self::AuditViolation => "audit-violation",
             Self::AuditMissing => "audit-missing",
             Self::DomainBlocked => "domain-blocked",

@@ -7,7 +7,7 @@
 use crate::qemu::Property;
 use crate::settings::Settings;
 use machine::devices::Habits;
-use machine::{BridgeKind, Extra, MachineConfig, Named, Scope, UnitConfig};
+use machine::{Ats, BridgeKind, Extra, MachineConfig, Named, Scope, UnitConfig};
 use scenario::story::{Mode, Mutant};
 use serde::Serialize;
 use spec::{Extent, PhysAddr, Requester, Segment, SourceId, UnitId};
@@ -277,6 +277,22 @@ pub const ALL: &[Scenario] = &[
         change: |machine| {
             machine.x2apic_id = Some(0x1_0203);
             each_unit(machine, |unit| UnitConfig { ecap: unit.ecap.with_eim(true), ..unit });
+        },
+        ..*DEMO
+    },
+    Scenario {
+        name: "page-requests",
+        about: "the preserved device keeps translations and asks for pages (ATS, PRI), all the time",
+        witness: "every page request answered once, before the update or after it",
+        modes: SCALABLE,
+        mutants: &[Mutant::DroppedPageRequests],
+        qemu: OnQemu::Lacks("QEMU's devices ask for no pages"),
+        change: |machine| {
+            each_unit(machine, |unit| unit.with_device_tlbs().with_page_requests());
+            let function = machine::pci::EDU_A;
+            machine.ats.push(Ats { function, queue_depth: 8, answers: None });
+            let addresses = (0..8).map(|page| 0x0900_0000 + 0x1000 * page).collect();
+            machine.page_requests.push(Habits { source: function, addresses, pause: (10_000, 200_000) });
         },
         ..*DEMO
     },

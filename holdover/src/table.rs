@@ -1,7 +1,7 @@
 //! The result for people: a few short tables and the verdict, with colour where the terminal has it.
 
 use crate::judge::{count, in_words};
-use crate::report::{Audit, CutOff, Outcome, Report};
+use crate::report::{Audit, CutOff, Outcome, PageRequests, Report};
 use anstyle::{AnsiColor, Style};
 use comfy_table::{CellAlignment, Table, presets};
 use std::fmt::{self, Write};
@@ -144,7 +144,9 @@ fn facts(out: &mut String, report: &Report) -> fmt::Result {
         format!("{} on preserved, {} on cut off, {} unattributed", f.preserved, f.cut_off, f.unattributed);
     let on =
         if report.translation_enabled_throughout { "on throughout" } else { "NOT shown to be on throughout" };
-    for (name, value) in [
+    let pages = report.page_requests;
+    let pages = (pages.raised > 0).then(|| ("Pages", page_requests(&pages)));
+    let facts = [
         ("Sound", sound),
         ("Faults", faults),
         ("Interrupts", interrupts(report)),
@@ -152,7 +154,8 @@ fn facts(out: &mut String, report: &Report) -> fmt::Result {
         ("Audit", format!("before the jump {}", audit(&report.audit.before_jump))),
         ("", format!("after the jump {}", audit(&report.audit.after_jump))),
         ("Gap", gap(report)),
-    ] {
+    ];
+    for (name, value) in facts.into_iter().chain(pages) {
         writeln!(out, "  {name:<12} {value}")?;
     }
     writeln!(out)
@@ -167,6 +170,14 @@ pub(crate) fn interrupts(report: &Report) -> String {
     format!(
         "{} sent, delivered {} before, {} raised in the gap, {} after; {} lost, {} misdirected",
         i.sent, i.delivered_before, i.delivered_in_gap, i.delivered_after, i.lost, i.misdirected
+    )
+}
+
+/// `120 raised, answered 60 before, 60 after; 0 lost, 0 twice`.
+pub(crate) fn page_requests(p: &PageRequests) -> String {
+    format!(
+        "{} raised, answered {} before, {} after; {} lost, {} twice",
+        p.raised, p.answered_before, p.answered_after, p.lost, p.answered_twice
     )
 }
 

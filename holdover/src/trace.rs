@@ -63,6 +63,15 @@ pub enum Entry {
         /// The address, which was taken for a physical one.
         address: u64,
     },
+    /// A device asked for a page. Only the built-in machine has such devices.
+    PageAsked,
+    /// A device was answered.
+    PageAnswered {
+        /// The page is there.
+        success: bool,
+        /// It had asked and not been answered yet.
+        open: bool,
+    },
     /// Software broke a rule of the programming interface. Only the built-in machine notices.
     Misuse(&'static str),
     /// Translation of a unit was switched on or off.
@@ -125,6 +134,12 @@ pub struct Segment {
     pub switched_off: BTreeMap<UnitId, u64>,
     /// How often the root pointer was set within it.
     pub roots_set: u64,
+    /// Page requests that were raised within it.
+    pub pages_raised: u64,
+    /// Page requests that were answered within it, by somebody who has the page.
+    pub pages_answered: u64,
+    /// Answers within it to requests that were not open.
+    pub pages_answered_twice: u64,
     /// Who did what, in requests without PASID.
     pub sources: BTreeMap<Requester, Traffic>,
     /// Who did what, by PASID.
@@ -184,6 +199,9 @@ impl Account {
             Entry::Untranslated { who, .. } => segment.sources.entry(who).or_default().untranslated += 1,
             Entry::Enable { unit, on: false } => *segment.switched_off.entry(unit).or_default() += 1,
             Entry::Root(_) => segment.roots_set += 1,
+            Entry::PageAsked => segment.pages_raised += 1,
+            Entry::PageAnswered { open: false, .. } => segment.pages_answered_twice += 1,
+            Entry::PageAnswered { success, .. } => segment.pages_answered += u64::from(success),
             Entry::Enable { on: true, .. } | Entry::Misuse(_) | Entry::Mark(_) => {}
         }
     }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Ran, command, update};
-use holdover::report::{FaultRecord, Kind, Outcome, PasidCutOff, Stream};
+use holdover::report::{FaultRecord, Kind, Outcome, PageRequests, PasidCutOff, Stream};
 use holdover::scenarios::{self, Scenario};
 use scenario::story::Mode;
 use std::time::{Duration, Instant};
@@ -135,6 +135,31 @@ fn an_interrupt_entry_that_is_gone_while_the_kernel_leaves_is_an_interrupt_lost(
     let ran = run(&["--mutant", "interrupt-table-lost"]);
     ran.assert_found(&[Kind::InterruptLost], &[Kind::PreservedFault]);
     assert_eq!((ran.report.interrupts.lost, ran.report.interrupts.delivered_in_gap), (1, 0));
+}
+
+#[test]
+fn every_page_request_is_answered_once_over_an_update() {
+    for (mode, updates) in [("second-stage", "1"), ("first-stage", "2")] {
+        let ran = run(&["--scenario", "page-requests", "--mode", mode, "--updates", updates]);
+        ran.assert_clean();
+        let p = ran.report.page_requests;
+        assert!(p.answered_before >= 24 && p.answered_after >= 24, "{p:?}");
+        assert_eq!((p.raised, p.lost, p.answered_twice), (p.answered_before + p.answered_after, 0, 0));
+    }
+    assert_eq!(run(&[]).report.page_requests, PageRequests::default());
+}
+
+#[test]
+fn page_requests_that_nobody_answers_are_found_and_a_refused_update_loses_none() {
+    let run = |mutant| run(&["--scenario", "page-requests", "--mode", "second-stage", "--mutant", mutant]);
+    let dropped = run("dropped-page-requests");
+    dropped.assert_found(&[Kind::PageRequestLost], &[]);
+    assert!(dropped.report.page_requests.lost > 0);
+    let refused = run("stray-leaf");
+    refused.assert_found(&[Kind::Refused, Kind::AuditViolation], &[]);
+    let p = refused.report.page_requests;
+    assert!(p.answered_before >= 48, "they were on again: {p:?}");
+    assert_eq!((p.raised, p.answered_after, p.lost, p.answered_twice), (p.answered_before, 0, 0, 0));
 }
 
 /// Every scenario with each mode that it has.

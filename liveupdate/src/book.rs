@@ -131,6 +131,8 @@ pub struct Kept {
     pub(crate) domain: usize,
     /// What is known of its device, when its entry lets that keep translations.
     pub device_tlb: Option<DeviceTlb>,
+    /// Its device asked for pages until the freeze, which stopped that.
+    pub page_requests: bool,
     pub(crate) retrieved: bool,
 }
 
@@ -144,7 +146,8 @@ impl Kept {
         (unit, domain): (usize, usize),
         device_tlb: Option<DeviceTlb>,
     ) -> Self {
-        Self { token, requester, entry, domain_id, unit, domain, device_tlb, retrieved: false }
+        let (page_requests, retrieved) = (false, false);
+        Self { token, requester, entry, domain_id, unit, domain, device_tlb, page_requests, retrieved }
     }
 
     /// The PASID that its requests without PASID take; 0 in legacy mode.

@@ -28,6 +28,20 @@ impl Context {
             Self::Scalable(entry) => entry.dte(),
         }
     }
+
+    /// Whether it lets the device ask for pages (VT-d 9.4, PRE).
+    #[must_use]
+    pub const fn allows_page_requests(self) -> bool {
+        matches!(self, Self::Scalable(entry) if entry.pre())
+    }
+
+    /// The same entry, with page requests allowed or not.
+    pub(crate) const fn with_page_requests(self, on: bool) -> Self {
+        match self {
+            Self::Legacy(entry) => Self::Legacy(entry),
+            Self::Scalable(entry) => Self::Scalable(entry.with_pre(on)),
+        }
+    }
 }
 
 /// Devices of one unit that are asked to forget, one after the other.

@@ -2,7 +2,7 @@
 
 use crate::adoptable::NotAdoptable;
 use crate::book::Token;
-use crate::host::{KeepError, NoMemory};
+use crate::host::{KeepError, NoMemory, TimedOut};
 use core::fmt;
 use spec::{DomainId, Extent, Frame, Iova, PhysAddr, Requester, SourceId, UnitId};
 
@@ -361,6 +361,13 @@ pub enum FreezeError {
     /// The domain is preserved to lie below another one, and no preserved PASID leads to it so: unpreserve it, or preserve
     /// the PASID.
     NestedUnused(Token),
+    /// It is not sure that all page requests of a requester's device were answered. They are on again.
+    PageRequests {
+        /// Who.
+        requester: Requester,
+        /// What was waited for.
+        why: TimedOut,
+    },
     /// A preserved frame lies in the memory that the next kernel boots in (I9).
     InScratch(Frame),
     /// The next kernel cannot adopt what is preserved (I10): preserve less, or load another one.
@@ -404,6 +411,9 @@ impl fmt::Display for FreezeError {
                     f,
                     "no preserved PASID leads to the nested domain {t}: preserve one, or unpreserve the domain"
                 )
+            }
+            Self::PageRequests { requester, why } => {
+                write!(f, "page requests of {requester} could not be stopped: {why}")
             }
             Self::InScratch(frame) => write!(f, "preserved frame {} lies in scratch memory", frame.start()),
             Self::Full(e) => e.fmt(f),

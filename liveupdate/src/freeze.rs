@@ -95,7 +95,10 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
     ) -> Result<Sealed<'h, 's, H>, NotFrozen<'h, 's, H>> {
         match self.try_freeze(ctx, input, scratch, findings) {
             Ok((container, audit)) => Ok(Sealed { outgoing: self, container, audit }),
-            Err(why) => Err(NotFrozen { outgoing: self, why }),
+            Err(why) => {
+                self.resume_page_requests(ctx);
+                Err(NotFrozen { outgoing: self, why })
+            }
         }
     }
 
@@ -112,6 +115,7 @@ impl<'h, 's, H: Host> Outgoing<'h, 's, H> {
         self.check_unchanged(ctx)?;
         self.check_interrupts()?;
         self.check_reserved(ctx, input.reserved)?;
+        self.stop_page_requests(ctx)?;
         let about = About {
             release: input.release,
             update: input.update,
@@ -300,10 +304,11 @@ impl<'h, 's, H: Host> Sealed<'h, 's, H> {
     /// Takes the seal back: the handover's frames are free again, and the outgoing side is as before the freeze.
     #[must_use]
     pub fn unfreeze(self, ctx: &mut MaySleep) -> Outgoing<'h, 's, H> {
-        let host = self.outgoing.host;
-        host.release(ctx, self.container.frames);
-        host.free(ctx, self.container.frames);
-        self.outgoing
+        let Self { mut outgoing, container, .. } = self;
+        outgoing.host.release(ctx, container.frames);
+        outgoing.host.free(ctx, container.frames);
+        outgoing.resume_page_requests(ctx);
+        outgoing
     }
 }
 

@@ -27,10 +27,12 @@
 
 mod device_tlb;
 mod interrupts;
+mod page_requests;
 
 pub use crate::able::{Adoptable, Contradiction, NoSense};
 pub use device_tlb::DeviceTlb;
 pub use interrupts::{ForgetInterrupts, InterruptRemapping};
+pub use page_requests::PageRequests;
 
 use core::fmt;
 use spec::regs::{Cap, Ecap, Gsts, RootAddr};
@@ -293,6 +295,11 @@ pub trait Host: TableMemory + FrameKeeper {
     /// that does not reach the function says no, and the cleared entry alone blocks the device.
     fn device_tlb_off(&self, _atomic: &Atomic, _requester: Requester) -> bool {
         false
+    }
+    /// Page requests of its devices. `None`, as here: the host has none on, and a requester whose entry allows them cannot be
+    /// preserved.
+    fn page_requests(&self) -> Option<&dyn PageRequests> {
+        None
     }
     /// What this kernel can take over.
     fn adoptable(&self) -> Adoptable;

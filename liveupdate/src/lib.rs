@@ -84,6 +84,8 @@ mod open;
 #[cfg(feature = "update")]
 mod outgoing;
 #[cfg(feature = "update")]
+mod page_requests;
+#[cfg(feature = "update")]
 mod pasids;
 #[cfg(feature = "update")]
 mod pool;

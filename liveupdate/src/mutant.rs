@@ -43,6 +43,8 @@ mutants! {
     NoReserve = (2, "no-reserve"),
     /// What could not be reserved is released all the same.
     UndoTooMuch = (3, "undo-too-much"),
+    /// What a freeze switched off stays off when it fails.
+    NoResume = (3, "no-resume"),
     /// The highest token stands for whatever comes first.
     MinusOne = (4, "minus-one"),
     /// What a host leaves out counts as done.

@@ -339,7 +339,7 @@ fn without_pasid<H: Host>(
     requester: Requester,
     entry: ScalableContextEntry,
 ) -> Result<PasidSlot, PreserveError> {
-    if entry.pre() {
+    if entry.pre() && host.page_requests().is_none() {
         return Err(PreserveError::PageRequests(requester));
     }
     pasids::read_pasid(host, requester, entry, entry.rid_pasid() as u32)

@@ -37,6 +37,8 @@ pub struct RetrievedRequester {
     pub domain: Option<(Token, DomainId)>,
     /// Its device keeps translations: its driver goes on invalidating them.
     pub device_tlb: Option<DeviceTlb>,
+    /// Its device asked for pages until the freeze: to be switched on again, once the unit has a queue for them.
+    pub page_requests: bool,
 }
 
 /// A PASID of a retrieved requester: the driver's from now on. In legacy mode there is one, 0.
@@ -183,6 +185,7 @@ impl<'s, H: Host> Incoming<'_, 's, H> {
             unit: book.units.get(kept.unit).map(|u| u.id).unwrap_or_default(),
             domain: without_pasid.map(|a| (book.name_of(a.domain), a.domain_id)),
             device_tlb: kept.device_tlb,
+            page_requests: kept.page_requests,
         })
     }
 

@@ -172,8 +172,8 @@ fn requesters(book: &Book<'_>, out: &mut Emitter<'_, '_>) -> Result<(), NoMemory
             requester: book.requesters.ordinal(index),
             physical_function: tlb.physical_function.raw(),
             queue_depth: tlb.queue_depth,
-            reserved0: 0,
-            reserved1: 0,
+            page_requests: kept.page_requests.into(),
+            reserved: 0,
         };
         out.record(kind::DEVICE_TLB, &record)?;
     }

@@ -38,6 +38,8 @@ pub struct MachineConfig {
     pub chatter: Vec<Habits>,
     /// Functions that can keep translations of their own; each then has PCI Express and ATS capabilities.
     pub ats: Vec<Ats>,
+    /// Which of these ask for pages (PRI), and how often: while that is on, and not with too many open.
+    pub page_requests: Vec<Habits>,
     /// What there is beside the devices of every machine.
     pub more: Vec<Extra>,
     /// Faults on demand.
@@ -191,6 +193,7 @@ impl MachineConfig {
             x2apic_id: None,
             chatter: Vec::new(),
             ats: Vec::new(),
+            page_requests: Vec::new(),
             more: Vec::new(),
             faults: Faults::default(),
         }

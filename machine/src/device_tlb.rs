@@ -7,6 +7,7 @@
 
 use crate::fabric::Fabric;
 use crate::memory::PAGE;
+use crate::trace::TraceLine;
 use crate::vtd::Unit;
 use spec::SourceId;
 use spec::invalidation::response;
@@ -148,17 +149,22 @@ impl Fabric {
         tlb.next_group = (group + 1) % 512;
         tlb.pages.asked += 1;
         tlb.open.insert(group);
+        let at = self.now;
+        self.trace.push(TraceLine::PageAsked { at, source, group });
         Some(group)
     }
 
     /// An answer arrives at the device of `source`.
     pub(crate) fn answer_page(&mut self, source: SourceId, group: u16, code: u64) {
         let Some(tlb) = self.device_tlb(source) else { return };
-        match (tlb.open.remove(&group), code) {
+        let (open, success) = (tlb.open.remove(&group), code == response::SUCCESS);
+        match (open, success) {
             (false, _) => tlb.pages.unexpected += 1,
-            (true, response::SUCCESS) => tlb.pages.succeeded += 1,
-            (true, _) => tlb.pages.failed += 1,
+            (true, true) => tlb.pages.succeeded += 1,
+            (true, false) => tlb.pages.failed += 1,
         }
+        let at = self.now;
+        self.trace.push(TraceLine::PageAnswered { at, source, group, success, open });
     }
 
     /// How the page requests of `source` fared.

@@ -24,9 +24,14 @@ pub(crate) struct Port<'a> {
     pub(crate) master: bool,
     /// The function keeps translations of its own.
     pub(crate) ats: bool,
+    /// The function asks for pages.
+    pub(crate) pri: bool,
     /// The function's interrupt message, when it may send any.
     pub(crate) message: Option<Message>,
 }
+
+/// Page requests that a device has open at once, at most.
+const OPEN_MAX: u64 = 32;
 
 /// Some part of a DMA did not get through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +89,20 @@ impl Port<'_> {
     /// The source-id of the request for `address`.
     pub(crate) fn source(&self, address: u64) -> SourceId {
         self.sources[(address / SHORT) as usize % self.sources.len()]
+    }
+
+    /// Asks for the page of `iova`, with page requests on and not too many open.
+    pub(crate) fn ask_page(&mut self, iova: u64) {
+        let source = self.source(iova);
+        if !self.pri || self.fabric.page_answers(source).open >= OPEN_MAX {
+            return;
+        }
+        let (segment, names) = (self.segment, self.listed_as);
+        let unit = self.units.iter_mut().find(|unit| unit.covers(segment, names));
+        let Some(group) = unit.is_some().then(|| self.fabric.new_page_group(source)).flatten() else {
+            return;
+        };
+        unit.into_iter().for_each(|unit| unit.ask_page(source, group, iova / PAGE, self.fabric));
     }
 
     /// Where a request within one page goes.

@@ -7,7 +7,7 @@ use crate::acpi;
 use crate::apic::LocalApic;
 use crate::config::{MachineConfig, Scope};
 use crate::device_tlb::{self, DeviceTlb, PageAnswers};
-use crate::devices::{Chatter, Device, Edu, Hda};
+use crate::devices::{Chatter, Device, Edu, Habits, Hda};
 use crate::dice::Dice;
 use crate::dma::Port;
 use crate::extra::Extra;
@@ -193,9 +193,10 @@ impl Machine {
             let State { fabric, units, pci, .. } = state;
             let ats = pci.function(source).is_some_and(pci::Function::has_ats_on);
             let (segment, sources) = (Segment(0), &[source][..]);
-            let (master, message, pasid) = (true, None, None);
+            let (master, pri, message, pasid) = (true, false, None, None);
             let listed_as = &listed_as;
-            let mut port = Port { fabric, units, segment, sources, listed_as, pasid, master, ats, message };
+            let mut port =
+                Port { fabric, units, segment, sources, listed_as, pasid, master, ats, pri, message };
             port.route(iova, 8, write).ok()
         })
     }
@@ -324,6 +325,7 @@ impl State {
             pasid: None,
             master: slot.function.is_none_or(masters) && slot.bridges.iter().copied().all(masters),
             ats: slot.function.and_then(|at| self.pci.function(at)).is_some_and(pci::Function::has_ats_on),
+            pri: slot.function.and_then(|at| self.pci.function(at)).is_some_and(pci::Function::has_pri_on),
             message: slot.function.and_then(|at| self.pci.function(at)?.message()),
         };
         f(&mut slot.device, &mut port)
@@ -424,6 +426,8 @@ fn slots(config: &MachineConfig, pci: &Pci) -> Vec<Slot> {
         let requester = Requester::new(Segment(0), habits.source);
         stranger(Device::Chatter(Chatter::new(habits.clone())), requester, None)
     }));
+    let asking = |habits: &Habits| Device::Chatter(Chatter::asking_for_pages(habits.clone()));
+    slots.extend(config.page_requests.iter().map(|habits| function(asking(habits), habits.source, 0, pci)));
     slots
 }
 

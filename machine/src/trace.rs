@@ -132,6 +132,10 @@ pub enum TraceLine {
     Misuse { at: u64, unit: UnitId, rule: &'static str },
     /// A device was told to do what it cannot do.
     DeviceMisuse { at: u64, source: SourceId, what: &'static str },
+    /// A device asked for a page, in a group of its own.
+    PageAsked { at: u64, source: SourceId, group: u16 },
+    /// A device was answered; `success`: the page is there; `open`: it had asked and not been answered yet.
+    PageAnswered { at: u64, source: SourceId, group: u16, success: bool, open: bool },
     /// A kernel left a mark.
     Mark { at: u64, mark: Mark },
 }
@@ -159,6 +163,8 @@ impl TraceLine {
             | Self::ProtectionEnabled { at, .. }
             | Self::Misuse { at, .. }
             | Self::DeviceMisuse { at, .. }
+            | Self::PageAsked { at, .. }
+            | Self::PageAnswered { at, .. }
             | Self::Mark { at, .. } => at,
         }
     }

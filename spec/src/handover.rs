@@ -379,10 +379,10 @@ wire! {
         physical_function: u16,
         /// Invalidations that the device queues, 1 to 32.
         queue_depth: u8,
+        /// Bit 0: page requests of the device (PRI) were on until the freeze switched them off. Other bits are reserved.
+        page_requests: u8,
         /// Reserved.
-        reserved0: u8,
-        /// Reserved.
-        reserved1: u64,
+        reserved: u64,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::count;
 use crate::record::Record;
-use crate::report::{Kind, Outcome, Reduced, Report};
+use crate::report::{Kind, Outcome, PageRequests, Reduced, Report};
 use crate::trace::{Account, Segment, Traffic};
 use scenario::event::Event;
 use scenario::platform::Mark;
@@ -21,9 +21,35 @@ pub(super) fn judge(report: &mut Report, record: &Record) {
     cut_off(report, record, account);
     reduced(report, account);
     preserved(report, account);
+    page_requests(report, account);
     for rule in account.misuse() {
         report.find(Kind::Misuse, format!("a kernel broke a rule of the programming interface: {rule}"));
     }
+}
+
+/// Page requests: raised and answered, each once.
+fn page_requests(report: &mut Report, account: &Account) {
+    let mut sum = PageRequests::default();
+    let mut jumped = false;
+    for segment in account.segments() {
+        jumped |= segment.mark == Some(Mark::Jump);
+        sum.raised += segment.pages_raised;
+        *if jumped { &mut sum.answered_after } else { &mut sum.answered_before } += segment.pages_answered;
+        sum.answered_twice += segment.pages_answered_twice;
+    }
+    sum.lost = sum.raised.saturating_sub(sum.answered_before + sum.answered_after);
+    if sum.lost > 0 {
+        let words = format!("{} not answered by a kernel", count(sum.lost, "page request"));
+        report.find(Kind::PageRequestLost, words);
+    }
+    if sum.raised > 0 && jumped && sum.answered_after == 0 {
+        report.find(Kind::PageRequestLost, "page requests were not switched on again after adoption");
+    }
+    if sum.answered_twice > 0 {
+        let words = format!("{} to page requests that were not open", count(sum.answered_twice, "answer"));
+        report.find(Kind::PageRequestTwice, words);
+    }
+    report.page_requests = sum;
 }
 
 fn translation(report: &mut Report, account: &Account) {

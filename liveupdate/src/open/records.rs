@@ -263,6 +263,7 @@ impl Opened<'_> {
         }
         let physical_function = SourceId::from_raw(record.physical_function);
         kept.device_tlb = Some(DeviceTlb { physical_function, queue_depth: record.queue_depth });
+        kept.page_requests = record.page_requests & 1 == 1;
         Ok(())
     }
 

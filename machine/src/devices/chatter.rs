@@ -18,6 +18,8 @@ pub struct Habits {
 pub struct Chatter {
     habits: Habits,
     due: u64,
+    /// It does not read: it asks for pages (PRI), while that is on.
+    asks_for_pages: bool,
 }
 
 impl Chatter {
@@ -25,7 +27,13 @@ impl Chatter {
     #[must_use]
     pub fn new(habits: Habits) -> Self {
         let due = habits.pause.0;
-        Self { habits, due }
+        Self { habits, due, asks_for_pages: false }
+    }
+
+    /// A function that asks for the pages of these addresses.
+    #[must_use]
+    pub fn asking_for_pages(habits: Habits) -> Self {
+        Self { asks_for_pages: true, ..Self::new(habits) }
     }
 
     pub(crate) fn next_due(&self) -> Option<u64> {
@@ -36,7 +44,12 @@ impl Chatter {
         let dice = &mut port.fabric.dice;
         let index = dice.between(0, self.habits.addresses.len() as u64 - 1);
         self.due = port.fabric.now + dice.between(self.habits.pause.0.max(1), self.habits.pause.1.max(1));
-        // What it reads is of no concern, nor whether it may.
-        let _ = port.read(self.habits.addresses[index as usize], &mut [0; 4]);
+        let address = self.habits.addresses[index as usize];
+        if self.asks_for_pages {
+            port.ask_page(address);
+        } else {
+            // What it reads is of no concern, nor whether it may.
+            let _ = port.read(address, &mut [0; 4]);
+        }
     }
 }

@@ -259,6 +259,9 @@ pub(crate) fn retrieve_requester<'k, 'p, P: Platform + ?Sized>(
         let imported = kernel.iommu.import_device_tlb(requester, tlb);
         imported.map_err(Trouble::at("import a device-TLB"))?;
     }
+    if retrieved.page_requests {
+        super::pages::start(kernel, ctx, requester)?;
+    }
     kernel.platform().event(&Event::Retrieved { what: "requester".to_string(), token: plan::name(token) });
     Ok(requester)
 }

@@ -120,6 +120,8 @@ pub(crate) struct Kernel<'k, 'p, P: Platform + ?Sized> {
     /// Units as the core is given them.
     pub(crate) units: Vec<Seam<'k, 'p, P>>,
     marks: RefCell<Vec<(Extent, Marked)>>,
+    /// Who may ask for pages.
+    pub(crate) asking: RefCell<Vec<Requester>>,
 }
 
 /// A unit as the core is given it: the driver's, with the faults that a test may put into the seam.
@@ -144,7 +146,8 @@ impl<'k, 'p, P: Platform + ?Sized> Kernel<'k, 'p, P> {
             spare_pasid_cache: spare_pasid_cache.clone(),
         };
         let units = iommu.units().iter().map(seam).collect();
-        Self { machine, iommu, buses, units, marks: RefCell::new(Vec::new()) }
+        let (marks, asking) = (RefCell::default(), RefCell::default());
+        Self { machine, iommu, buses, units, marks, asking }
     }
 
     pub(crate) fn platform(&self) -> &'p P {
@@ -308,6 +311,9 @@ impl<'k, 'p, P: Platform + ?Sized> Host for Kernel<'k, 'p, P> {
     }
     fn device_tlb_off(&self, _: &Atomic, requester: Requester) -> bool {
         ats::off(self.platform(), requester)
+    }
+    fn page_requests(&self) -> Option<&dyn liveupdate::host::PageRequests> {
+        Some(self)
     }
     fn adoptable(&self) -> Adoptable {
         let mode = self.iommu.units().first().map(|unit| unit.config().mode);

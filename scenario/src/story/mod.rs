@@ -14,6 +14,7 @@ mod interrupts;
 mod judge;
 mod mutant;
 mod notes;
+mod pages;
 mod plan;
 mod poison;
 mod reduced;
@@ -113,6 +114,7 @@ fn live<P: Platform + ?Sized>(platform: &P, handover: Option<PhysAddr>, update: 
     if handover.is_some() {
         scene.wait_for_edus()?;
         interrupts::after(&mut scene, &mut ctx)?;
+        pages::serve(scene.kernel, &mut ctx)?;
         judge::update(&mut scene, &mut ctx)?;
     }
     if platform.successor_home().is_some() {
@@ -120,6 +122,7 @@ fn live<P: Platform + ?Sized>(platform: &P, handover: Option<PhysAddr>, update: 
         return update::run(scene, ctx, update + 1);
     }
     judge::performance(&mut scene)?;
+    pages::end(scene.kernel, &mut ctx)?;
     over(scene, update, Verdict::Completed)
 }
 

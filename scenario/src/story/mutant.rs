@@ -39,11 +39,13 @@ pub enum Mutant {
     GuestRemaps,
     /// Requesters are preserved under their own ids alone, without their aliases.
     ForgottenAlias,
+    /// At the freeze the page requests that the unit's queue holds are passed over, and nobody answers them.
+    DroppedPageRequests,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::TranslationOff,
         Self::NoCutOff,
         Self::PoisonedPage,
@@ -58,6 +60,7 @@ impl Mutant {
         Self::FourLevels,
         Self::GuestRemaps,
         Self::ForgottenAlias,
+        Self::DroppedPageRequests,
     ];
 
     /// Its name on command lines.
@@ -78,6 +81,7 @@ impl Mutant {
             Self::FourLevels => "four-levels",
             Self::GuestRemaps => "guest-remaps",
             Self::ForgottenAlias => "forgotten-alias",
+            Self::DroppedPageRequests => "dropped-page-requests",
         }
     }
 
@@ -110,5 +114,5 @@ const _: () = {
         assert!(Mutant::ALL[i] as usize == i);
         i += 1;
     }
-    assert!(Mutant::ForgottenAlias as usize + 1 == Mutant::ALL.len());
+    assert!(Mutant::DroppedPageRequests as usize + 1 == Mutant::ALL.len());
 };

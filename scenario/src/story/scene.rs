@@ -116,6 +116,7 @@ impl<'k, 'p, P: Platform + ?Sized> Scene<'k, 'p, P> {
         scene.exercise(&scene.cast.with(&[Part::Kept, Part::Cut, Part::Leaving]))?;
         scene.streams.as_ref().map_or(Ok(()), Streams::run)?;
         platform.mark(Mark::Running);
+        super::pages::start_all(&scene, ctx)?;
         Ok(scene)
     }
 

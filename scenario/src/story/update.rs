@@ -7,7 +7,7 @@ use super::notes::Notes;
 use super::scene::{Scene, differs};
 use super::streams::{self, Streams};
 use super::trouble::Trouble;
-use super::{End, Mutant, Verdict, judge, plan, reduced};
+use super::{End, Mutant, Verdict, judge, pages, plan, reduced};
 use crate::event::{Checked, Event, Violation};
 use crate::platform::{Mark, Platform};
 use crate::text;
@@ -37,9 +37,11 @@ pub(crate) fn run<P: Platform + ?Sized>(
     if let Err(why) = timed(platform, "load", || platform.load_successor()) {
         platform.event(&Event::Refused { step: "load the successor".to_string(), why });
         judge::performance(&mut scene)?;
+        pages::end(scene.kernel, &mut ctx)?;
         return super::over(scene, update - 1, Verdict::Refused);
     }
     interrupts::before(&scene, &mut ctx)?;
+    pages::serve(scene.kernel, &mut ctx)?;
     let mut room = super::store::room();
     let mut outgoing = Outgoing::new(scene.kernel, room.storage());
     timed(platform, "preserve", || {
@@ -56,13 +58,19 @@ pub(crate) fn run<P: Platform + ?Sized>(
     }
     match freeze(&scene, outgoing, &mut ctx, update)? {
         Some(sealed) => leave(scene, sealed, ctx),
-        None => stay(scene, update),
+        None => stay(scene, ctx, update),
     }
 }
 
 /// The update was refused: everything goes on here.
-fn stay<P: Platform + ?Sized>(mut scene: Scene<'_, '_, P>, update: u64) -> Result<End, Trouble> {
+fn stay<P: Platform + ?Sized>(
+    mut scene: Scene<'_, '_, P>,
+    mut ctx: MaySleep,
+    update: u64,
+) -> Result<End, Trouble> {
+    pages::serve(scene.kernel, &mut ctx)?;
     judge::performance(&mut scene)?;
+    pages::end(scene.kernel, &mut ctx)?;
     super::over(scene, update - 1, Verdict::Refused)
 }
 

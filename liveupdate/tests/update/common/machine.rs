@@ -4,7 +4,7 @@ use super::unit::{Blocked, FakeUnit};
 use liveupdate::Container;
 use liveupdate::host::{
     Adoptable, Atomic, DeviceTlb, Forget, FrameKeeper, Host, KeepError, Level, MaySleep, NoMemory,
-    RequesterKind, TableMemory,
+    PageRequests, RequesterKind, TableMemory, TimedOut,
 };
 use spec::{Extent, Frame, PhysAddr, Requester, SourceId, UnitId};
 use std::cell::{Cell, RefCell};
@@ -21,6 +21,8 @@ pub enum Step {
     ForgetDevicePasid(UnitId, SourceId, u32),
     DeviceOff(Requester),
     ForgetInterrupts(UnitId),
+    StopPages(Requester),
+    ResumePages(Requester),
     InterruptsOff(UnitId),
     Reserve(Extent),
     Commit(Extent),
@@ -77,6 +79,9 @@ pub struct Machine {
     pub aliases: RefCell<BTreeMap<Requester, Vec<SourceId>>>,
     /// Functions whose ATS is on.
     pub device_tlbs: RefCell<BTreeMap<Requester, DeviceTlb>>,
+    /// Page requests are stopped when asked to; and that time, they are not.
+    pub stops_pages: Cell<bool>,
+    pub pages_hang: Cell<bool>,
     /// Runs reserved, and whether they were committed.
     pub reservations: RefCell<Vec<(Extent, bool)>>,
     pub holds: RefCell<BTreeMap<u64, u32>>,
@@ -104,6 +109,8 @@ impl Machine {
             functions: RefCell::default(),
             device_tlbs: RefCell::default(),
             aliases: RefCell::default(),
+            stops_pages: Cell::new(false),
+            pages_hang: Cell::new(false),
             reservations: RefCell::default(),
             holds: RefCell::default(),
             logged: RefCell::default(),
@@ -303,6 +310,26 @@ impl FrameKeeper for Machine {
     }
 }
 
+impl PageRequests for Machine {
+    fn stop(&self, _: &mut MaySleep, requester: Requester) -> Result<(), TimedOut> {
+        self.may_sleep("stop page requests");
+        self.shared.step(Step::StopPages(requester));
+        if self.pages_hang.get() {
+            return Err(TimedOut { unit: self.units[0].id, what: "the drain of page requests", waited: 100 });
+        }
+        let entry = self.scalable_words(0, requester.source);
+        self.put_scalable(0, requester.source, entry.with_pre(false));
+        Ok(())
+    }
+    fn resume(&self, _: &mut MaySleep, requester: Requester) -> Result<(), TimedOut> {
+        self.may_sleep("resume page requests");
+        self.shared.step(Step::ResumePages(requester));
+        let entry = self.scalable_words(0, requester.source);
+        self.put_scalable(0, requester.source, entry.with_pre(true));
+        Ok(())
+    }
+}
+
 impl Host for Machine {
     type Unit = FakeUnit;
 
@@ -327,6 +354,9 @@ impl Host for Machine {
         self.device_tlbs.borrow_mut().remove(&requester).expect("ATS was on");
         self.shared.step(Step::DeviceOff(requester));
         true
+    }
+    fn page_requests(&self) -> Option<&dyn PageRequests> {
+        if self.stops_pages.get() { Some(self) } else { None }
     }
     fn adoptable(&self) -> Adoptable {
         self.adoptable.get()

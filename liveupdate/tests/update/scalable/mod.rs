@@ -10,6 +10,7 @@ mod drift;
 mod finish;
 mod foreign;
 mod order;
+mod page_requests;
 mod refusals;
 mod shared;
 mod units;
