@@ -117,7 +117,8 @@ fn every_scenario_that_qemu_has_completes() {
     let modes = modes();
     // These have tests of their own.
     let fit = |scenario: &&Scenario| {
-        scenario.refusal(scenario.modes[0], true).is_none() && !["demo", "x2apic"].contains(&scenario.name)
+        scenario.refusal(scenario.modes[0], None, true).is_none()
+            && !["demo", "x2apic"].contains(&scenario.name)
     };
     for (turn, scenario) in scenarios::ALL.iter().filter(fit).enumerate() {
         let own: Vec<_> = scenario.modes.iter().filter(|mode| modes.contains(mode)).collect();
