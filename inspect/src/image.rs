@@ -9,6 +9,7 @@
 mod elf;
 mod flat;
 mod kdump;
+mod lzo;
 mod open;
 mod pages;
 mod qmp;

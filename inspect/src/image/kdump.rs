@@ -1,4 +1,4 @@
-//! Compressed dumps: what makedumpfile makes of a crash (`-c`, `-z`), and QEMU of a guest (`dump-guest-memory -z`).
+//! Compressed dumps: what makedumpfile makes of a crash (`-c`, `-l`, `-p`, `-z`), and QEMU of a guest (`dump-guest-memory -z`).
 //!
 //! A block of header, some of a second one, two maps with a bit for each page of memory (it exists; it is in the dump), a
 //! descriptor of 24 bytes for each page in the dump, in their order, and the packed pages. A page is unpacked when it is
@@ -122,23 +122,7 @@ impl Layout {
                 layout.descriptors
             )));
         }
-        layout.readable(store)?;
         Ok(layout)
-    }
-
-    /// Refuses what pages are packed with, if that is foreign here.
-    fn readable(&self, store: &Store) -> Result<(), OpenError> {
-        let first = word32(store, self.descriptors + 12).unwrap_or(0);
-        for (bit, name) in [(LZO, "LZO"), (SNAPPY, "snappy")] {
-            if (self.status | first) & bit != 0 {
-                return Err(OpenError::Foreign {
-                    what: "a dump whose pages are packed with",
-                    name,
-                    instead: "dump with zlib (makedumpfile -c, or QEMU's dump-guest-memory -z) or as an ELF core",
-                });
-            }
-        }
-        Ok(())
     }
 
     /// The memory in the dump.
@@ -244,6 +228,10 @@ impl Pages {
             0 => content,
             ZLIB => {
                 miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(&content, PAGE_SIZE as usize).ok()?
+            }
+            LZO => super::lzo::unpack(&content, PAGE_SIZE as usize)?,
+            SNAPPY if snap::raw::decompress_len(&content).ok()? as u64 <= PAGE_SIZE => {
+                snap::raw::Decoder::new().decompress_vec(&content).ok()?
             }
             ZSTD => super::unpack::small(&content, PAGE_SIZE)?,
             _ => return None,

@@ -170,8 +170,8 @@ impl Dump {
             let (flag, content) = match packed {
                 Packed::Not => (0, content.clone()),
                 Packed::Zlib => (1, miniz_oxide::deflate::compress_to_vec_zlib(content, 6)),
-                Packed::Lzo => (2, content.clone()),
-                Packed::Snappy => (4, content.clone()),
+                Packed::Lzo => (2, lzokay_native::compress(content).expect("memory for it")),
+                Packed::Snappy => (4, snap::raw::Encoder::new().compress_vec(content).expect("a page")),
                 Packed::Zstd => (0x20, zstd(content)),
             };
             bytes.extend(at.to_le_bytes());
