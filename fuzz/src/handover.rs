@@ -1,7 +1,7 @@
 //! Handovers: a sealed one of a real run with changes, or records that are anything.
 //!
-//! The first byte says which, and which run. The digest over the records is made right afterwards, so that what stands behind it is
-//! reached; everything else may contradict itself.
+//! The first byte says which, and which run. The digest over the records is made right afterwards, so that what stands
+//! behind it is reached; everything else may contradict itself.
 
 use crate::files::{LIMITS, chosen, show};
 use crate::sparse::Sparse;

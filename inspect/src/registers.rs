@@ -1,8 +1,8 @@
 //! A unit's registers, as somebody wrote them down.
 //!
-//! Three forms are read ([`parse`]): the raw register window, the text of Linux's `iommu_regset`, and the lines of words of 32
-//! or 64 bits that QEMU's monitor prints (`xp`). What a form does not say stays unknown; nothing defaults to zero. [`Registers::set`]
-//! puts single registers in by hand.
+//! Three forms are read ([`parse`]): the raw register window, the text of Linux's `iommu_regset`, and the lines of words of
+//! 32 or 64 bits that QEMU's monitor prints (`xp`). What a form does not say stays unknown; nothing defaults to zero.
+//! [`Registers::set`] puts single registers in by hand.
 
 use spec::Segment;
 use spec::regs::{

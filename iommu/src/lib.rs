@@ -1,14 +1,14 @@
 //! A VT-d driver for hosts that have none: units, domains, requesters, page tables, invalidation, faults.
 //!
-//! From the hardware upwards: [`registers`] is the typed window on a unit's registers with the one bounded wait;
-//! [`queue`] and [`command`] carry invalidations, by the queue (its mishaps are [`queue_errors`]) or by registers, and
-//! [`forget`] says which and in what order; [`mod@unit`] brings a unit up or takes a running one over, [`entries`] writes its
-//! root and context tables, [`pasid`] its PASID tables; [`faults`] reads what it recorded. Beside that, [`table`] holds one
-//! walker over page-table formats, [`arena`] the frames that tables are made of, [`domain`] an address space. [`driver`]
-//! puts all units and domains of a machine together, [`requesters`] attaches to them, by the units' [`scope`]s and with
-//! [`ids`] unique per unit; [`attachments`] and [`import`] do that for PASIDs, [`device_tlb`] is about translations that
-//! devices keep, [`page_requests`] about pages that they ask for. [`interrupts`] has a unit's interrupt remapping table. [`config`] has the modes, and what capabilities leave
-//! of them.
+//! From the hardware upwards: [`registers`] is the typed window on a unit's registers with the one bounded wait; [`queue`]
+//! and [`command`] carry invalidations, by the queue (its mishaps are [`queue_errors`]) or by registers, and [`forget`]
+//! says which and in what order; [`mod@unit`] brings a unit up or takes a running one over, [`entries`] writes its root and
+//! context tables, [`pasid`] its PASID tables; [`faults`] reads what it recorded. Beside that, [`table`] holds one walker
+//! over page-table formats, [`arena`] the frames that tables are made of, [`domain`] an address space. [`driver`] puts all
+//! units and domains of a machine together, [`requesters`] attaches to them, by the units' [`scope`]s and with [`ids`]
+//! unique per unit; [`attachments`] and [`import`] do that for PASIDs, [`device_tlb`] is about translations that devices
+//! keep, [`page_requests`] about pages that they ask for. [`interrupts`] has a unit's interrupt remapping table. [`config`]
+//! has the modes, and what capabilities leave of them.
 //!
 //! The driver reaches the machine through [`Hal`] alone, and implements the host traits of `liveupdate`.
 #![no_std]

@@ -96,8 +96,8 @@ impl<'h, H: Hal> VtdUnit<'h, H> {
     }
 
     /// Takes over a unit that a predecessor left running, in the configured mode. Translation, the root table, interrupt
-    /// remapping with its table, and recorded faults are not touched. The predecessor's queue, or its register commands, are drained; then a queue of our own is
-    /// put in.
+    /// remapping with its table, and recorded faults are not touched. The predecessor's queue, or its register commands,
+    /// are drained; then a queue of our own is put in.
     ///
     /// # Errors
     /// [`UnitError`]; the unit goes on translating. Frames that hardware may know of are not given back.

@@ -33,8 +33,8 @@ pub struct CutOff {
 }
 
 impl<H: Host> Sealed<'_, '_, H> {
-    /// Cuts off every unit. On a unit with nothing preserved, switches interrupt remapping, translation and protected memory off, as a normal
-    /// shutdown does. `report` must neither allocate nor sleep.
+    /// Cuts off every unit. On a unit with nothing preserved, switches interrupt remapping, translation and protected
+    /// memory off, as a normal shutdown does. `report` must neither allocate nor sleep.
     pub fn cut_off(self, atomic: &Atomic, report: &mut dyn FnMut(CutOffEvent)) -> CutOff {
         let outgoing = &self.outgoing;
         outgoing.host.for_each_unit(&mut |unit| match outgoing.book.units.find(|u| u.id == unit.id()) {

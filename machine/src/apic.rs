@@ -1,7 +1,8 @@
 //! The processor's local interrupt controller: which vectors wait, and what a kernel was interrupted with.
 //!
-//! There is one processor, with xAPIC id 0 unless the machine's configuration gives it an x2APIC id. A vector that arrives while interrupts are masked waits in the IRR; a second one of
-//! the same number meanwhile makes no difference. The controller outlives kernels: what waits at the jump waits after it.
+//! There is one processor, with xAPIC id 0 unless the machine's configuration gives it an x2APIC id. A vector that arrives
+//! while interrupts are masked waits in the IRR; a second one of the same number meanwhile makes no difference. The
+//! controller outlives kernels: what waits at the jump waits after it.
 
 use crate::vtd::interrupts::Interrupt;
 

@@ -1,10 +1,10 @@
 //! `cargo xtask test`: every test there is, and one line that sums them up.
 //!
 //! Five kinds of suites: the workspace (which includes the built-in machine), the kernel's own library on the host, the
-//! tests of lessons with mistakes put back, a few seconds of foreign bytes, and the tests on QEMU (the kernels alone,
-//! its VT-d against the simulated one, whole updates), once for each release, with one update on the newest. A suite's output is shown as it comes while
-//! its result lines are added up. A suite that cannot run, because QEMU could not be fetched for instance, is a failure;
-//! leaving it out is a decision that the user makes on the command line.
+//! tests of lessons with mistakes put back, a few seconds of foreign bytes, and the tests on QEMU (the kernels alone, its
+//! VT-d against the simulated one, whole updates), once for each release, with one update on the newest. A suite's output
+//! is shown as it comes while its result lines are added up. A suite that cannot run, because QEMU could not be fetched for
+//! instance, is a failure; leaving it out is a decision that the user makes on the command line.
 
 use crate::process::{cargo_command, phase, root};
 use crate::qemu::Release;

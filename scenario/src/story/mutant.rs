@@ -1,7 +1,8 @@
 //! Mistakes that can be put in on purpose, to see that the witnesses notice.
 //!
 //! None of them is in the core: they sit in the seam between core and hardware, in the incoming kernel before it has
-//! adopted anything, or in what the platform has the outgoing kernel load. A run with one of them must end with exactly the finding that belongs to it.
+//! adopted anything, or in what the platform has the outgoing kernel load. A run with one of them must end with exactly the
+//! finding that belongs to it.
 
 use crate::platform::Platform;
 use spec::regs::{Gsts, offset};

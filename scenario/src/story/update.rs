@@ -19,8 +19,8 @@ use liveupdate::host::{Atomic, MaySleep, TableMemory};
 use liveupdate::{DomainTablesOf, FreezeInput, Outgoing, RegionKind, ReservedMemory, Sealed, Stage, Token};
 use spec::{PAGE_SIZE, PhysAddr, Requester, SourceId};
 
-/// Time between the starts of the first and the last of the transfers that will be refused, so that a unit with a single fault record can hold
-/// each fault for itself.
+/// Time between the starts of the first and the last of the transfers that will be refused, so that a unit with a single
+/// fault record can hold each fault for itself.
 const BETWEEN_TRANSFERS: u64 = 40_000_000;
 /// The cut-off must begin this soon after the first start, in nanoseconds: a transfer takes about 100 ms.
 const LATEST_CUT_OFF: u64 = 55_000_000;
@@ -393,7 +393,8 @@ fn bend_leaf<P: Platform + ?Sized>(scene: &Scene<'_, '_, P>) -> Result<(), Troub
     Ok(())
 }
 
-/// Whether the target memory of edu `index` is as it was, and whose requests arrive as whose; the offset of the first difference if not.
+/// Whether the target memory of edu `index` is as it was, and whose requests arrive as whose; the offset of the first
+/// difference if not.
 pub(crate) fn target_difference<P: Platform + ?Sized>(
     scene: &Scene<'_, '_, P>,
     index: usize,
