@@ -10,7 +10,7 @@ use crate::mode::{Context, Mode, Place};
 use crate::pool::Pool;
 use crate::walk::Tree;
 use spec::regs::Irta;
-use spec::scalable::{PASID_TABLE_ENTRIES, PasidEntry};
+use spec::scalable::{PASID_TABLE_ENTRIES, PasidEntry, table_index};
 use spec::{DomainId, Extent, PhysAddr, Requester, Segment, SourceId, UnitId};
 
 /// The name under which the next kernel finds something. Unique among everything preserved; 64 bits, never cut.
@@ -270,6 +270,22 @@ pub struct Storage<'s> {
     pub runs: &'s mut [Option<Extent>],
 }
 
+/// Some of the PASIDs of one table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct PasidSet(u64);
+
+impl PasidSet {
+    /// Whether `pasid`, which is one of the table, is among them.
+    pub(crate) const fn contains(self, pasid: u32) -> bool {
+        self.0 >> table_index(pasid) & 1 == 1
+    }
+
+    /// Whether none is.
+    pub(crate) const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
 /// The book.
 #[derive(Debug)]
 pub(crate) struct Book<'s> {
@@ -375,6 +391,19 @@ impl<'s> Book<'s> {
         let owner = move |a: &Attached| self.requesters.get(a.requester).and_then(|k| k.entry.directory());
         let own = self.attachments.iter().map(|(_, a)| a).filter(move |a| a.unit == unit);
         own.filter(move |a| owner(a) == Some(directory))
+    }
+
+    /// The preserved PASIDs of the table at `index` of a directory that `keep` takes, a bit each.
+    pub(crate) fn pasids_in_table(
+        &self,
+        unit: usize,
+        directory: PhysAddr,
+        index: u64,
+        keep: impl Fn(&Attached) -> bool,
+    ) -> PasidSet {
+        let here = |a: &&Attached| u64::from(a.pasid) / PASID_TABLE_ENTRIES == index && keep(a);
+        let kept = self.attachments_in(unit, directory).filter(here);
+        PasidSet(kept.fold(0, |bits, a| bits | 1 << table_index(a.pasid)))
     }
 
     /// The preserved PASID directory (`first_pasid` none) or PASID table, on the unit at `unit`.

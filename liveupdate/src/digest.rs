@@ -77,10 +77,11 @@ fn pasid_table<M: TableMemory>(
     first: u32,
     hasher: &mut Hasher,
 ) -> Result<(), NoMemory> {
+    let index = u64::from(first) / PASID_TABLE_ENTRIES;
+    let stay = book.pasids_in_table(run.unit, run.directory, index, |_| true);
     for pasid in first..first + PASID_TABLE_ENTRIES as u32 {
-        let stays = book.attachments_in(run.unit, run.directory).any(|a| a.pasid == pasid);
         let mut words = [0; PASID_WORDS];
-        if stays {
+        if stay.contains(pasid) {
             memory.read_words(roots::pasid_entry_at(run.extent.start(), pasid), &mut words)?;
         }
         hasher.update_words(&words);

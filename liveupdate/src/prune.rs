@@ -116,7 +116,7 @@ pub(crate) struct Pruning<'a, 's, H: Host> {
     pub(crate) unit: UnitId,
     pub(crate) root: PhysAddr,
     pub(crate) mode: Mode,
-    keep: &'a dyn Fn(&Attached) -> bool,
+    pub(crate) keep: &'a dyn Fn(&Attached) -> bool,
 }
 
 impl<H: Host> Pruning<'_, '_, H> {
@@ -210,11 +210,5 @@ impl<H: Host> Pruning<'_, '_, H> {
     /// Whether the requester at `index` has a PASID to keep.
     pub(crate) fn requester_stays(&self, index: usize) -> bool {
         self.book.attachments_of(index).any(|(_, a)| (self.keep)(a))
-    }
-
-    /// Whether a PASID in a preserved directory is to be kept.
-    pub(crate) fn pasid_stays(&self, directory: PhysAddr, pasid: u32) -> bool {
-        let Some(index) = self.index else { return false };
-        self.book.attachments_in(index, directory).any(|a| a.pasid == pasid && (self.keep)(a))
     }
 }

@@ -4,15 +4,13 @@
 //! A directory is walked to the end of the frames that it takes, whatever its size: hardware reads as much of it as the
 //! context entry says, and what lies beyond must not look like damage to the next kernel.
 
-use crate::book::PasidRun;
+use crate::book::{PasidRun, PasidSet};
 use crate::device_tlb::Gone;
 use crate::host::{Host, NoMemory};
 use crate::mutant::{self, Mutant};
 use crate::prune::{CutOffEvent, Pruning};
 use crate::roots::{self, PASID_BYTES};
-use spec::scalable::{
-    PASID_TABLE_ENTRIES, PasidDirectoryEntry, PasidEntry, ScalableContextEntry, directory_index,
-};
+use spec::scalable::{PASID_TABLE_ENTRIES, PasidDirectoryEntry, PasidEntry, ScalableContextEntry};
 use spec::{PhysAddr, Requester};
 
 impl<H: Host> Pruning<'_, '_, H> {
@@ -54,9 +52,9 @@ impl<H: Host> Pruning<'_, '_, H> {
             if !entry.present() {
                 continue;
             }
-            let stays = self.pasid_table_stays(run, index, entry);
-            let cleared = self.clear_pasid_entries(run, index, entry.table(), stays, report);
-            if !stays || cleared.is_err() {
+            let stay = self.pasids_that_stay(run, index, entry);
+            let cleared = self.clear_pasid_entries(run, index, entry.table(), stay, report);
+            if stay.is_empty() || cleared.is_err() {
                 roots::clear_present(self.host, at)?;
             }
             cleared.unwrap_or_else(|e| report(CutOffEvent::Unreachable(e)));
@@ -69,7 +67,7 @@ impl<H: Host> Pruning<'_, '_, H> {
         run: &PasidRun,
         index: u64,
         table: PhysAddr,
-        stays: bool,
+        stay: PasidSet,
         report: &mut dyn FnMut(CutOffEvent),
     ) -> Result<(), NoMemory> {
         let Some((_, requester)) = self.users(run).next() else { return Ok(()) };
@@ -78,10 +76,10 @@ impl<H: Host> Pruning<'_, '_, H> {
             let mut words = [0; 8];
             self.host.read_words(at, &mut words)?;
             let entry = PasidEntry::from_raw(words);
-            if !entry.present() || (stays && self.pasid_stays(run.directory, pasid)) {
+            if !entry.present() || stay.contains(pasid) {
                 continue;
             }
-            if stays {
+            if !stay.is_empty() {
                 roots::clear_present(self.host, at)?;
             }
             report(CutOffEvent::PasidCleared { requester, pasid, entry });
@@ -147,37 +145,35 @@ impl<H: Host> Pruning<'_, '_, H> {
                 let at = run.directory.plus(8 * index);
                 let entry = PasidDirectoryEntry::from_raw(self.host.read(at)?);
                 let within = index < context.directory_entries() && entry.present();
-                if within && self.pasid_table_stays(run, index, entry) {
-                    self.wipe_pasid_entries(run, index, entry.table())
-                } else {
-                    roots::wipe(self.host, at, 8)
+                let stay =
+                    if within { self.pasids_that_stay(run, index, entry) } else { PasidSet::default() };
+                if stay.is_empty() {
+                    return roots::wipe(self.host, at, 8);
                 }
+                self.wipe_pasid_entries(index, entry.table(), stay)
             });
             wiped.unwrap_or_else(|e| report(CutOffEvent::Unreachable(e)));
         }
     }
 
-    fn wipe_pasid_entries(&self, run: &PasidRun, index: u64, table: PhysAddr) -> Result<(), NoMemory> {
+    fn wipe_pasid_entries(&self, index: u64, table: PhysAddr, stay: PasidSet) -> Result<(), NoMemory> {
         for pasid in pasids(index) {
             let at = roots::pasid_entry_at(table, pasid);
             let present = self.host.read(at)? & 1 == 1;
-            if !(present && self.pasid_stays(run.directory, pasid)) {
+            if !(present && stay.contains(pasid)) {
                 roots::wipe(self.host, at, PASID_BYTES)?;
             }
         }
         Ok(())
     }
 
-    /// Whether the table that a directory entry leads to is preserved and still has a PASID to keep.
-    fn pasid_table_stays(&self, run: &PasidRun, index: u64, entry: PasidDirectoryEntry) -> bool {
-        let first = pasids(index).start;
-        let listed = self.book.pasid_run(run.unit, run.directory, Some(first));
-        let kept = |pasid| self.pasid_stays(run.directory, pasid);
-        listed.is_some_and(|(_, r)| r.extent.start() == entry.table())
-            && self
-                .book
-                .attachments_in(run.unit, run.directory)
-                .any(|a| directory_index(a.pasid) == index && kept(a.pasid))
+    /// Which PASIDs stay in the table that a directory entry leads to: none when that is not the one that was preserved.
+    fn pasids_that_stay(&self, run: &PasidRun, index: u64, entry: PasidDirectoryEntry) -> PasidSet {
+        let listed = self.book.pasid_run(run.unit, run.directory, Some(pasids(index).start));
+        if listed.is_none_or(|(_, table)| table.extent.start() != entry.table()) {
+            return PasidSet::default();
+        }
+        self.book.pasids_in_table(run.unit, run.directory, index, |a| (self.keep)(a))
     }
 }
 
