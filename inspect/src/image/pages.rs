@@ -30,8 +30,8 @@ pub(crate) fn runs(store: &Store) -> Result<(Vec<Run>, Vec<String>), OpenError> 
         notes.push(format!("{} bytes follow the last page", store.bytes() - needed));
     }
     let first_page = HEADER + 8 * count;
-    // The count was checked against the file's length.
-    let mut runs = Vec::with_capacity(usize::try_from(count).unwrap_or(0));
+    // It grows as addresses are found: the length of a flattened file is a claim too.
+    let mut runs = Vec::new();
     for page in 0..count {
         let mut address = [0; 8];
         if !store.read_at(HEADER + 8 * page, &mut address) {
