@@ -1,13 +1,13 @@
 //! This machine, as a page file of a few kilobytes: the tables that its remapping hardware reads, and its registers.
 //!
-//! Needs root. Memory comes from `/proc/kcore`, whose program headers say where physical memory lies; the units from the
-//! DMAR table in sysfs; their registers from `iommu_regset` in debugfs, or where that is not there from the hardware itself
+//! Needs root. Memory comes from `/proc/kcore`, whose program headers say where physical memory lies, or from `/dev/mem`
+//! (`memory`); the units from the DMAR table in sysfs; their registers from `iommu_regset` in debugfs, or where that is not there from the hardware itself
 //! (`registers`). The kernel goes on meanwhile: what it changes in these moments may be caught half done.
 
+mod memory;
 mod registers;
 
 use crate::extract;
-use crate::image::{self, Options};
 use crate::model::{FindKho, Limits, Model};
 use crate::registers::{self as known, Registers};
 use crate::tables::Hardware;
@@ -18,20 +18,23 @@ use std::path::{Path, PathBuf};
 /// Where things are found on a running Linux.
 #[derive(Debug, Clone)]
 pub struct Sources {
-    /// Memory, as an ELF core.
-    pub memory: PathBuf,
+    /// Memory, as an ELF core, or the same as `devices`. Unless said: `/proc/kcore`, or `devices` where there is none.
+    pub memory: Option<PathBuf>,
+    /// Which physical addresses are RAM, when memory is read through `devices`.
+    pub ram: PathBuf,
     /// The DMAR table.
     pub dmar: PathBuf,
     /// Registers in the kernel's own words.
     pub regset: PathBuf,
-    /// Physical addresses, for registers that the kernel does not show.
+    /// Physical addresses: for registers that the kernel does not show, and for memory without `/proc/kcore`.
     pub devices: PathBuf,
 }
 
 impl Default for Sources {
     fn default() -> Self {
         Self {
-            memory: "/proc/kcore".into(),
+            memory: None,
+            ram: "/proc/iomem".into(),
             dmar: "/sys/firmware/acpi/tables/DMAR".into(),
             regset: "/sys/kernel/debug/iommu/intel/iommu_regset".into(),
             devices: "/dev/mem".into(),
@@ -63,8 +66,7 @@ pub fn capture(sources: &Sources, find: FindKho, out: &mut dyn Write) -> Result<
         .map_err(|error| format!("{} (no remapping hardware, or not root)", named(&sources.dmar, error)))?;
     let (bases, address_bits) = units_of(&table).map_err(|error| named(&sources.dmar, error))?;
     let units = all_registers(sources, &bases)?;
-    let memory =
-        image::open(&sources.memory, Options::default()).map_err(|error| named(&sources.memory, error))?;
+    let memory = memory::open(sources)?;
     let snoop_control = units.iter().any(|unit| unit.ecap().is_none_or(|ecap| ecap.sc()));
     let hardware = Hardware { address_bits, snoop_control };
     let model = Model::build(&memory, units.clone(), hardware, find, Limits::default());

@@ -213,9 +213,9 @@ pub struct CaptureArgs {
     /// Where the handover's root tree lies: an address, "scan" to look in every frame, "no" not to look
     #[arg(long, value_name = "WHERE", default_value = "no", value_parser = load::parse_kho)]
     kho: FindKho,
-    /// Memory as an ELF core
-    #[arg(long, value_name = "FILE", default_value = "/proc/kcore")]
-    memory: PathBuf,
+    /// Memory as an ELF core, or /dev/mem [default: /proc/kcore, or /dev/mem on a kernel without it]
+    #[arg(long, value_name = "FILE")]
+    memory: Option<PathBuf>,
     /// The DMAR table
     #[arg(long, value_name = "FILE", default_value = OWN_DMAR)]
     dmar: PathBuf,
