@@ -79,7 +79,7 @@ pub enum DebugfsFile {
 /// Arguments of `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// Memory: an ELF core, a page file (VTDPAGE1), or raw with --base; packed with zstd or not
+    /// Memory: an ELF core, a compressed dump, a page file (VTDPAGE1), or raw with --base; packed with zstd or not
     #[arg(required_unless_present = "qmp")]
     image: Option<PathBuf>,
     #[command(flatten)]
@@ -148,7 +148,7 @@ pub enum At {
 /// Arguments of `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// Memory: an ELF core, a page file (VTDPAGE1), or raw with --base; packed with zstd or not
+    /// Memory: an ELF core, a compressed dump, a page file (VTDPAGE1), or raw with --base; packed with zstd or not
     #[arg(required_unless_present = "qmp")]
     image: Option<PathBuf>,
     #[command(flatten)]
@@ -191,7 +191,7 @@ pub struct DiffArgs {
 /// Arguments of `extract`.
 #[derive(Debug, Args)]
 pub struct ExtractArgs {
-    /// Memory: an ELF core, a page file (VTDPAGE1), or raw with --base; packed with zstd or not
+    /// Memory: an ELF core, a compressed dump, a page file (VTDPAGE1), or raw with --base; packed with zstd or not
     #[arg(required_unless_present = "qmp")]
     image: Option<PathBuf>,
     #[command(flatten)]
