@@ -313,10 +313,7 @@ pub const ALL: &[Scenario] = &[
         mutants: &[Mutant::ForgottenPasid, Mutant::StalePasid],
         options: &[("streams", "own,5:first,4070:second,300:nested,2000:own,9:second/cut,77:all/cut")],
         qemu: NO_PASIDS,
-        change: |machine| {
-            machine.more = vec![STREAMER];
-            each_unit(machine, |unit| unit.with_fault_records(8));
-        },
+        change: with_streamer,
     },
     Scenario {
         name: "nested",
@@ -326,10 +323,7 @@ pub const ALL: &[Scenario] = &[
         mutants: &[Mutant::GuestRemaps],
         options: &[("streams", "own,300:nested,301:nested,302:nested/cut")],
         qemu: NO_PASIDS,
-        change: |machine| {
-            machine.more = vec![STREAMER];
-            each_unit(machine, |unit| unit.with_fault_records(8));
-        },
+        change: with_streamer,
     },
     Scenario {
         name: "five-level",
@@ -339,8 +333,8 @@ pub const ALL: &[Scenario] = &[
         options: &[("levels", "5"), ("streams", "own,5:first,6:second,300:nested,9:first/cut")],
         qemu: OnQemu::Lacks("QEMU's tables have 3 or 4 levels"),
         change: |machine| {
-            machine.more = vec![STREAMER];
-            each_unit(machine, |unit| unit.with_five_levels().with_fault_records(8));
+            with_streamer(machine);
+            each_unit(machine, UnitConfig::with_five_levels);
         },
         ..*DEMO
     },
@@ -416,6 +410,12 @@ impl Scenario {
 
 fn names(modes: &[Mode]) -> Vec<&'static str> {
     modes.iter().map(|mode| mode.name()).collect()
+}
+
+/// A device that streams with PASIDs, and units that can record the faults of several at once.
+fn with_streamer(machine: &mut MachineConfig) {
+    machine.more = vec![STREAMER];
+    each_unit(machine, |unit| unit.with_fault_records(8));
 }
 
 fn each_unit(machine: &mut MachineConfig, change: impl Fn(UnitConfig) -> UnitConfig) {

@@ -61,17 +61,7 @@ impl Unit {
                     fabric.trace.push(TraceLine::Dropped { at, source, address: output, write });
                     return Outcome::Refused;
                 }
-                let unit = self.config.id;
-                fabric.trace.push(TraceLine::Translated {
-                    at,
-                    unit,
-                    source,
-                    pasid,
-                    iova,
-                    output,
-                    bytes,
-                    write,
-                });
+                self.let_through(request, output, bytes, fabric);
                 Outcome::To(output)
             }
             Err(reason) => self.refuse_walked(request, reason, context.quiet, fabric),
@@ -111,25 +101,14 @@ impl Unit {
         write: bool,
         fabric: &mut Fabric,
     ) -> bool {
-        let (at, unit) = (fabric.now, self.config.id);
         if !self.status.tes() {
-            fabric.trace.push(TraceLine::Dropped { at, source, address: output, write });
+            fabric.trace.push(TraceLine::Dropped { at: fabric.now, source, address: output, write });
             return false;
         }
         let request = Request { source, pasid: None, iova: output, write };
         match self.context(source, None, fabric) {
             Ok(context) if context.device_tlb => {
-                let pasid = None;
-                fabric.trace.push(TraceLine::Translated {
-                    at,
-                    unit,
-                    source,
-                    pasid,
-                    iova,
-                    output,
-                    bytes,
-                    write,
-                });
+                self.let_through(Request { iova, ..request }, output, bytes, fabric);
                 return true;
             }
             Ok(context) => {
@@ -142,6 +121,13 @@ impl Unit {
             }
         }
         false
+    }
+
+    /// Tells the trace that a request reached `output`.
+    fn let_through(&self, request: Request, output: u64, bytes: u64, fabric: &mut Fabric) {
+        let Request { source, pasid, iova, write } = request;
+        let (at, unit) = (fabric.now, self.config.id);
+        fabric.trace.push(TraceLine::Translated { at, unit, source, pasid, iova, output, bytes, write });
     }
 
     /// With translation off: memory as it is, but for the protected ranges.
